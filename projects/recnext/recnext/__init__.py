@@ -1,0 +1,11 @@
+"""RecNeXt with Semantic FPN for MMSegmentation 1.x. Importing this package registers its parts."""
+
+from .compat import repair_stack
+
+repair_stack()
+
+from .backbone import RecNeXt  # noqa: E402  (mmseg can be imported only after the repairs)
+from .segmentor import StrictEncoderDecoder  # noqa: E402
+from .visualizer import SegPanelVisualizer  # noqa: E402
+
+__all__ = ['RecNeXt', 'SegPanelVisualizer', 'StrictEncoderDecoder']

@@ -1,0 +1,175 @@
+"""Reading and writing checkpoint files: the only place where this project opens one."""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import pickletools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from .errors import UserError
+
+HISTORY_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
+class CheckpointError(UserError):
+    """A checkpoint file that cannot be read, or that is refused."""
+
+
+def _history_statistic(owner: object, name: str) -> Callable:
+    """All that mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
+    if owner is not HistoryBuffer or name not in HISTORY_STATISTICS:
+        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
+    return getattr(owner, name)
+
+
+def _logged_scalars() -> list:
+    """What mmengine writes into a checkpoint beside tensors: its log of scalars, numpy numbers and arrays."""
+    from numpy._core import multiarray
+
+    dtypes = [np.dtype, *(type(np.dtype(code)) for code in ('f2', 'f4', 'f8', 'i4', 'i8', '?'))]
+    arrays = [np.ndarray]
+    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2 | numpy 1
+        arrays += [(multiarray._reconstruct, f'{module}._reconstruct'), (multiarray.scalar, f'{module}.scalar')]
+    return [HistoryBuffer, (_history_statistic, 'builtins.getattr'), *arrays, *dtypes]
+
+
+def read_checkpoint(path: str | Path, map_location: str | torch.device | None = None) -> dict:
+    """Read a checkpoint, a PyTorch file or safetensors, told apart by content, without running anything in it.
+
+    Args:
+        path: The file.
+        map_location: Where the tensors go, as in :func:`torch.load`; None means the CPU.
+
+    Returns:
+        What the file holds: a dict.
+
+    Raises:
+        CheckpointError: no such file, not a file, no permission, empty, truncated, not a checkpoint, or one that
+            needs more than plain data and tensors, with the name of what it wanted.
+    """
+    path, device = Path(path), map_location or 'cpu'
+    start = _first_bytes(path)
+    if start.startswith((b'PK\x03\x04', b'\x80')):
+        checkpoint = _read_torch(path, device)
+    elif start[8:9] == b'{':
+        checkpoint = _read_safetensors(path, device)
+    else:
+        raise CheckpointError(
+            f'{path} is not a checkpoint: expected a PyTorch or safetensors file, found one that begins with {start!r}.'
+        )
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'{path} is not a checkpoint: expected a dict, found {type(checkpoint).__name__}.')
+    return checkpoint
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open('rb') as file:
+            start = file.read(16)
+    except FileNotFoundError:
+        raise CheckpointError(f'No such checkpoint: {path}') from None
+    except IsADirectoryError:
+        raise CheckpointError(f'{path} is a folder; expected a checkpoint file in it.') from None
+    except PermissionError:
+        raise CheckpointError(f'No permission to read {path}; see its owner and mode with ls -l.') from None
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error}') from None
+    if not start:
+        raise CheckpointError(f'{path} is empty (0 bytes). Download or copy it again.')
+    return start
+
+
+def _read_torch(path: Path, device: str | torch.device) -> object:
+    with torch.serialization.safe_globals(_logged_scalars()):
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise _refused(path, _wanted(path, str(error))) from None
+        except Exception as error:  # a damaged file can fail in any way
+            raise _damaged(path, error) from None
+
+
+def _wanted(path: Path, reason: str) -> str:
+    """The names that a refused file would have imported, or else the reader's own words."""
+    with contextlib.suppress(Exception):
+        return ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or reason
+    with contextlib.suppress(Exception):
+        return ', '.join(_pickled_globals(path)) or reason
+    return reason
+
+
+def _pickled_globals(path: Path) -> list[str]:
+    """Every global that a bare pickle (not a zip) names, found without executing it."""
+    found, strings = [], []
+    with path.open('rb') as file:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == 'GLOBAL':
+                found.append(argument.replace(' ', '.'))
+            elif opcode.name == 'STACK_GLOBAL':
+                found.append('.'.join(strings))
+            elif isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+    return found
+
+
+def _refused(path: Path, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f'{path} is refused: it wants to run {wanted} when it is read, and a checkpoint should hold only tensors '
+        'and plain data. Nothing in it was run. Ask its author for the bare state dict.'
+    )
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return CheckpointError(f'{path} is truncated or damaged. Download or copy it again. (Reader: {reason})')
+
+
+def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device=str(device))
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
+    """Write a PyTorch file: beside its place first, then renamed, so that no half of it is ever seen.
+
+    The same content gives the same bytes, whatever the file is called.
+
+    Raises:
+        CheckpointError: the folder does not exist, or the file cannot be written there.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise CheckpointError(f'No such folder: {path.parent}. Create it, or choose another destination.')
+    if path.is_dir():
+        raise CheckpointError(f'{path} is a folder; expected the name of a file to write.')
+    beside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        # An open file, not a name: torch.save would write the name into the archive.
+        with beside.open('xb') as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise CheckpointError(f'{path} cannot be written: {error}') from None
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""Repairs of the stack: one function each, which does nothing where the defect is absent."""
+
+import importlib.util
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import NoReturn
+
+MMCV_OPS = 'mmcv.ops'
+
+
+def repair_stack() -> None:
+    """All repairs, in the order in which the project needs them."""
+    stand_in_for_mmcv_ops()
+    read_checkpoints_safely()
+
+
+def stand_in_for_mmcv_ops() -> None:
+    """Let mmseg be imported without a compiled mmcv.
+
+    Defect: mmsegmentation 1.x imports ``mmcv.ops`` unguarded in three modules, and mmcv-lite has no compiled
+    extension to back it. RecNeXt uses none of these operations.
+
+    Repair: an ``mmcv.ops`` whose names can be imported, and raise a clear error when they are used. It stands in for
+    ``mmcv.ops`` and not for ``mmcv._ext``, which mmengine looks for to tell whether mmcv is compiled.
+    """
+    if importlib.util.find_spec('mmcv._ext') is None and MMCV_OPS not in sys.modules:
+        sys.meta_path.insert(0, _MmcvOpsFinder())
+
+
+class _MmcvOpsFinder(MetaPathFinder, Loader):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        inside = name == MMCV_OPS or name.startswith(MMCV_OPS + '.')
+        return ModuleSpec(name, self, is_package=True) if inside else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _MmcvOps(spec.name, 'Stand-in for the operations of a compiled mmcv.')
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+class _MmcvOps(ModuleType):
+    def __getattr__(self, name: str) -> type:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return type(name, (), {'__init__': _not_compiled, '__doc__': 'Needs a compiled mmcv.'})
+
+
+def _not_compiled(self: object, *_: object, **__: object) -> NoReturn:
+    raise RuntimeError(
+        f'mmcv.ops.{type(self).__name__} needs a compiled mmcv, and mmcv-lite is installed. '
+        'Install mmcv 2.1 in its place; RecNeXt itself needs no compiled operation.'
+    )
+
+
+def read_checkpoints_safely() -> None:
+    """Let mmengine read the checkpoints that it writes, and name what is wrong with those that it cannot read.
+
+    Defect: mmengine saves its log of scalars with the weights, and torch >= 2.6 refuses to read those types back, so
+    that testing or resuming fails with "Unsupported global: HistoryBuffer".
+
+    Repair: local files go through :func:`checkpoint.read_checkpoint`, which allows those types and no others.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    from .checkpoint import read_checkpoint
+
+    def load_from_local(filename: str, map_location: object = None) -> dict:
+        return read_checkpoint(filename, map_location)
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)

@@ -1,0 +1,246 @@
+"""Pure functions between the released layouts and the names of this project.
+
+Four layouts are known, told apart by their keys alone:
+
+========================  ==============================  =========================================
+layout                    keys                            where from
+========================  ==============================  =========================================
+``legacy segmentor``      ``backbone.stem.stem.0...``     released ``*_ade20k.pth`` (mmseg 0.x)
+``mmseg1 segmentor``      ``backbone.stem.0...``          this project
+``legacy backbone``       ``stem.stem.0...``, ``head...`` released ImageNet files, the hub
+``mmseg1 backbone``       ``stem.0...``                   this project
+========================  ==============================  =========================================
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .archs import ARCHS, STAGES
+from .errors import UserError
+
+STEM = dict(legacy='stem.stem.', mmseg1='stem.')
+"""How each side spells the beginning of the stem's keys; no other module is called otherwise."""
+
+RENAMES = {STEM['legacy']: STEM['mmseg1']}
+"""Every rename, of the beginning of a key within the backbone: released name -> name here. All else is the same."""
+
+TARGETS = tuple(STEM)
+
+IMAGENET_HEAD = 'head.'
+EMA_BUFFER = re.compile(r'ema_(backbone|neck|decode_head)_')
+"""mmcv 1.x's EMAHook keeps its copy of ``backbone.stem...`` as ``ema_backbone_stem...`` among the weights."""
+
+STATE_DICT_KEYS = ('state_dict', 'model')
+"""Under which key a file keeps its weights: mmcv, mmengine | the ImageNet files. A bare state dict has neither."""
+
+EMA_KEYS = ('ema_state_dict', 'model_ema', 'state_dict_ema')
+"""Under which key a file keeps averaged weights: mmengine | DeiT's training code | timm."""
+
+BACKBONE = 'backbone.'
+LISTED = 10
+
+
+class ConversionError(UserError):
+    """The weights are not what was expected; nothing has been loaded or written."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the keys of a state dict are spelled, and of what they are."""
+
+    target: str
+    is_segmentor: bool
+
+    def __str__(self) -> str:
+        return f'{self.target} {"segmentor" if self.is_segmentor else "backbone"}'
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted state dict and the account of it.
+
+    Attributes:
+        layout: Of the source.
+        arch: Name of the variant; None if no released one looks like this.
+        state_dict: The tensors under their new keys, in the order of the source.
+        mapped: New key -> key in the source.
+        left_out: Key in the source -> why it has no place in the target.
+    """
+
+    layout: Layout
+    arch: str | None
+    state_dict: dict[str, Tensor]
+    mapped: dict[str, str]
+    left_out: dict[str, str]
+
+
+def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
+    """The weights in a checkpoint, without its wrapping and without the ``module.`` of a distributed wrapper.
+
+    Args:
+        checkpoint: What a file holds: a state dict, bare or under one of :data:`STATE_DICT_KEYS`.
+        ema: Take the averaged weights instead (see :data:`EMA_KEYS`; mmcv 1.x keeps them as buffers
+            ``ema_backbone_...`` among the weights).
+
+    Raises:
+        ConversionError: there are no such weights, or what stands in their place is not tensors.
+    """
+    key = next((key for key in STATE_DICT_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
+    state_dict = checkpoint if key is None else checkpoint[key]
+    ema_key = next((key for key in EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
+    if ema and ema_key is not None:
+        # 'steps' is the counter of mmengine's ExponentialMovingAverage.
+        state_dict = {key: value for key, value in checkpoint[ema_key].items() if key != 'steps'}
+    strange = [key for key, value in state_dict.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if strange or not state_dict:
+        raise ConversionError(
+            'This holds no state dict. Expected tensors by name, bare or under '
+            f'{" or ".join(map(repr, STATE_DICT_KEYS))}; found {_shortened(list(checkpoint)) or "nothing"}.'
+        )
+    state_dict = {re.sub(r'^module\.', '', key): value for key, value in state_dict.items()}
+    if ema and ema_key is None:
+        return _mmcv_averages(state_dict)
+    return state_dict
+
+
+def _mmcv_averages(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the buffers of mmcv 1.x's EMAHook, ``ema_`` and the name with underscores, in the parameters' places."""
+    averages = {key: value for key, value in state_dict.items() if EMA_BUFFER.match(key)}
+    if not averages:
+        raise ConversionError('This file holds no EMA weights. Leave out --ema to convert its plain weights.')
+    plain = {key: value for key, value in state_dict.items() if key not in averages}
+    taken = {key: averages.pop(f'ema_{key.replace(".", "_")}', value) for key, value in plain.items()}
+    if averages:
+        raise ConversionError(f'These EMA weights belong to no parameter: {_shortened(list(averages))}.')
+    return taken
+
+
+def _reason_to_leave_out(key: str, layout: Layout) -> str | None:
+    if not layout.is_segmentor and key.startswith(IMAGENET_HEAD):
+        return 'ImageNet classification head'
+    if EMA_BUFFER.match(key):
+        return "averaged copy kept by mmcv's EMAHook"
+    return None
+
+
+def detect_layout(state_dict: Mapping[str, Tensor]) -> Layout:
+    """Tell the layout from the keys.
+
+    Raises:
+        ConversionError: no key names the stem of a RecNeXt.
+    """
+    for prefix in (BACKBONE, ''):
+        for target, stem in STEM.items():
+            if any(re.match(re.escape(prefix + stem) + r'\d', key) for key in state_dict):
+                return Layout(target, is_segmentor=bool(prefix))
+    raise ConversionError(
+        'These are not the weights of a RecNeXt: expected keys such as backbone.stem... or stem..., '
+        f'found {_shortened(list(state_dict))}.'
+    )
+
+
+def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Tell the variant from depths, channels and kind of token mixer; a missing tensor here or there does no harm.
+
+    Returns:
+        A name in :data:`ARCHS`, or None if no released variant looks like this.
+    """
+    depths, widths, token_mixers = [0] * STAGES, [Counter() for _ in range(STAGES)], Counter()
+    for key, tensor in state_dict.items():
+        match = re.fullmatch(r'(?:backbone\.)?stages\.([0-3])\.blocks\.(\d+)\.(.+)', key)
+        if not match:
+            continue
+        stage, block, name = int(match[1]), int(match[2]), match[3]
+        depths[stage] = max(depths[stage], block + 1)
+        if name.startswith('channel_mixer.2.') and tensor.dim():
+            widths[stage][tensor.shape[0]] += 1
+        if name.startswith('token_mixer.'):
+            token_mixers['attn' if '.norm.' in name or '.conv.' in name else 'conv'] += 1
+    channels = tuple(counter.most_common(1)[0][0] if counter else 0 for counter in widths)
+    token_mixer = token_mixers.most_common(1)[0][0] if token_mixers else 'none'
+    for name, arch in ARCHS.items():
+        if (arch['channels'], arch['depths'], arch['token_mixer']) == (channels, tuple(depths), token_mixer):
+            return name
+    return None
+
+
+def rename(key: str, target: str) -> str:
+    """The name of a tensor in the layout ``target``, ``'mmseg1'`` or ``'legacy'``; unchanged if it is there already."""
+    prefix = BACKBONE if key.startswith(BACKBONE) else ''
+    name = key.removeprefix(prefix)
+    for released, here in RENAMES.items():
+        # The released spelling first: the one here may be a beginning of it.
+        for old in (released, here):
+            if name.startswith(old):
+                return prefix + (here if target == 'mmseg1' else released) + name.removeprefix(old)
+    return key
+
+
+def convert(state_dict: Mapping[str, Tensor], target: str = 'mmseg1') -> Conversion:
+    """Rename the tensors of any known layout to that of ``target``; values are passed on as they are.
+
+    Raises:
+        ConversionError: not a RecNeXt, or two tensors that claim the same new name.
+    """
+    layout, arch = detect_layout(state_dict), detect_arch(state_dict)
+    mapped, left_out = {}, {}
+    for key in state_dict:
+        reason = _reason_to_leave_out(key, layout)
+        if reason:
+            left_out[key] = reason
+            continue
+        new = rename(key, target)
+        if new in mapped:
+            raise ConversionError(f'Two tensors would both become {new}: {mapped[new]} and {key}.')
+        mapped[new] = key
+    tensors = {new: state_dict[key] for new, key in mapped.items()}
+    return Conversion(layout, arch, tensors, mapped, left_out)
+
+
+def select_backbone(conversion: Conversion) -> Conversion:
+    """Of a segmentor, the backbone alone, under the backbone's own names; a backbone as it is."""
+    if not conversion.layout.is_segmentor:
+        return conversion
+    inside = {new: key for new, key in conversion.mapped.items() if new.startswith(BACKBONE)}
+    outside = {key: 'neck or head' for new, key in conversion.mapped.items() if new not in inside}
+    return Conversion(
+        conversion.layout,
+        conversion.arch,
+        {new.removeprefix(BACKBONE): conversion.state_dict[new] for new in inside},
+        {new.removeprefix(BACKBONE): key for new, key in inside.items()},
+        {**outside, **conversion.left_out},
+    )
+
+
+def check_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Make sure that every expected tensor is there, with its shape and dtype, and no other.
+
+    Args:
+        state_dict: What was found.
+        expected: The state dict of the network, on any device (``meta`` will do).
+        what: Of what, for the message.
+
+    Raises:
+        ConversionError: listing the first ten disagreements and their number.
+    """
+    wrong = [f'missing: {key}' for key in expected if key not in state_dict]
+    wrong += [f'unexpected: {key}' for key in state_dict if key not in expected]
+    for key in expected.keys() & state_dict.keys():
+        found, wanted = state_dict[key], expected[key]
+        if found.shape != wanted.shape:
+            wrong.append(f'shape of {key}: found {tuple(found.shape)}, expected {tuple(wanted.shape)}')
+        elif found.dtype != wanted.dtype:
+            wrong.append(f'dtype of {key}: found {found.dtype}, expected {wanted.dtype}')
+    if wrong:
+        more = f'\n  ... and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
+        listed = ''.join(f'\n  {line}' for line in sorted(wrong)[:LISTED])
+        raise ConversionError(f'The weights do not fit {what}; {len(wrong)} disagreement(s):{listed}{more}')
+
+
+def _shortened(keys: list, most: int = 5) -> str:
+    shown = ', '.join(repr(key)[:60] for key in keys[:most])
+    return shown + (f', ... ({len(keys)} in all)' if len(keys) > most else '')

@@ -1,0 +1,151 @@
+"""Checkpoint files from one layout to another; the conversion itself is ``conversion.convert``."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from .checkpoint import read_checkpoint, sha256_of, write_checkpoint
+from .conversion import (
+    EMA_KEYS,
+    STATE_DICT_KEYS,
+    Conversion,
+    ConversionError,
+    check_fit,
+    convert,
+    get_state_dict,
+    rename,
+)
+from .errors import UserError
+from .launch import load_config
+from .models import build_skeleton, released_model_cfg
+from .paths import CONFIGS, PROJECT_ROOT
+from .released import read_releases
+
+NOT_WEIGHTS = {
+    'optimizer': 'optimizer state',
+    'param_schedulers': 'scheduler state',
+    'message_hub': 'log of scalars',
+    **{key: 'averaged weights, not asked for' for key in EMA_KEYS},
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one conversion did: see :func:`convert_file`."""
+
+    source: Path
+    sha256: str
+    destination: Path
+    target: str
+    conversion: Conversion
+    left_out: dict[str, str]
+    config: str | None
+
+    def __str__(self) -> str:
+        layout, renamed = self.conversion.layout, sum(new != old for new, old in self.conversion.mapped.items())
+        unchanged = f' (already in {self.target} form, the weights are the same)' if layout.target == self.target else ''
+        reasons = dict.fromkeys(self.left_out.values())
+        left_out = [f'{why}: {", ".join(k for k, w in self.left_out.items() if w == why)}' for why in reasons]
+        rows = [
+            ('source', f'{self.source}, sha256 {self.sha256}'),
+            ('layout', f'{layout}{unchanged}'),
+            ('arch', self.conversion.arch or 'as in the config'),
+            ('mapped', f'{len(self.conversion.mapped)} tensors, {renamed} of them renamed'),
+            ('left out', f'{len(self.left_out)} entries'),
+            *(('', line) for line in left_out),
+            ('written', f'{self.destination}, {self.destination.stat().st_size / 1e6:.1f} MB'),
+            ('next', self._next()),
+        ]
+        return '\n'.join(f'{name:<9} {value}' for name, value in rows)
+
+    def _next(self) -> str:
+        if self.target == 'legacy':
+            return 'load it with mmseg 0.x'
+        config = self.config or 'CONFIG'
+        if self.conversion.layout.is_segmentor:
+            return f'python tools/test.py {config} {self.destination}'
+        return f'python tools/train.py {config} --cfg-options model.backbone.init_cfg.checkpoint={self.destination}'
+
+
+def convert_file(
+    source: str | Path, destination: str | Path, config: str | None = None, target: str = 'mmseg1', ema: bool = False
+) -> Report:
+    """Read a checkpoint of any known layout and write it in another. Same input, same bytes.
+
+    Args:
+        source: A released segmentor or ImageNet file, one of this project, or safetensors.
+        destination: Where to write.
+        config: A config whose network the weights must fit; found from the weights if None.
+        target: ``'mmseg1'`` or ``'legacy'``.
+        ema: Take the averaged weights.
+
+    Raises:
+        UserError: anything that does not fit or cannot be read or written; then nothing is written.
+    """
+    source, destination = Path(source), Path(destination)
+    checkpoint = read_checkpoint(source)
+    if destination.exists() and os.path.samefile(source, destination):
+        raise UserError(f'{destination} is the source itself. Choose another destination.')
+    try:
+        conversion = convert(get_state_dict(checkpoint, ema), target)
+        expected = _expected_network(conversion, config)
+        tensors = {rename(key, target): tensor for key, tensor in expected.state_dict().items()}
+        check_fit(conversion.state_dict, tensors, _described(conversion, config))
+    except ConversionError as error:
+        raise ConversionError(f'{source}: {error}') from None
+    digest = sha256_of(source)
+    meta = convert_meta(checkpoint.get('meta', {}), target)
+    meta['source'] = dict(file=source.name, sha256=digest, layout=str(conversion.layout), arch=conversion.arch, ema=ema)
+    # Clones, so that a file with views of larger storages does not drag these along.
+    weights = {key: tensor.clone() for key, tensor in conversion.state_dict.items()}
+    released = target == 'legacy' and not conversion.layout.is_segmentor
+    write_checkpoint({'model': weights} if released else {'meta': meta, 'state_dict': weights}, destination)
+    entries = {
+        key: NOT_WEIGHTS.get(key, 'not weights')
+        for key in checkpoint
+        if key not in ('meta', *STATE_DICT_KEYS) and key not in conversion.mapped.values()
+    }
+    left_out = {**conversion.left_out, **(entries if _is_wrapped(checkpoint) else {})}
+    return Report(source, digest, destination, target, conversion, left_out, config or _usual_config(conversion))
+
+
+def convert_meta(meta: Mapping, target: str) -> dict:
+    """The part of a checkpoint's ``meta`` that says what the weights are, as mmseg 1.x or 0.x spells it."""
+    known = meta.get('dataset_meta') or {}
+    classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
+    kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if key in meta}
+    if classes is None:
+        return kept
+    if target == 'legacy':
+        return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
+    return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
+
+
+def _is_wrapped(checkpoint: Mapping) -> bool:
+    return any(isinstance(checkpoint.get(key), Mapping) for key in (*STATE_DICT_KEYS, *EMA_KEYS))
+
+
+def _expected_network(conversion: Conversion, config: str | None) -> nn.Module:
+    """The network that the weights belong to, without memory: the config's, or else the released one."""
+    if config is not None:
+        network = build_skeleton(load_config(config).model)
+        return network if conversion.layout.is_segmentor else network.backbone
+    if conversion.arch is None:
+        raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
+    classes = next((t.shape[0] for key, t in conversion.state_dict.items() if key == 'decode_head.conv_seg.weight'), 150)
+    network = build_skeleton(released_model_cfg(conversion.arch, classes))
+    return network if conversion.layout.is_segmentor else network.backbone
+
+
+def _described(conversion: Conversion, config: str | None) -> str:
+    found = f'the file holds arch {conversion.arch or "unknown"}'
+    return f'{config}; {found}' if config else f'the released {conversion.arch}; {found}'
+
+
+def _usual_config(conversion: Conversion) -> str | None:
+    names = (r['config'] for r in read_releases() if r['task'] == 'segmentation' and r['arch'] == conversion.arch)
+    name = next(names, None)
+    return name and str((CONFIGS / name).relative_to(PROJECT_ROOT))

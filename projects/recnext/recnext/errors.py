@@ -1,0 +1,8 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something the user can put right: what was found, what was expected, what to do next.
+
+    The command line tools print its message without a traceback and exit with code 1.
+    """

@@ -1,0 +1,26 @@
+"""Networks built from a config without memory, to know which tensors they have."""
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
+
+from .archs import ARCHS
+from .paths import CONFIGS
+
+
+def build_skeleton(model_cfg: dict) -> nn.Module:
+    """The network of a config's ``model`` on the ``meta`` device: names, shapes and dtypes, but no values."""
+    init_default_scope('mmseg')
+    with torch.device('meta'):
+        return MODELS.build(model_cfg)
+
+
+def released_model_cfg(arch: str, num_classes: int = 150) -> dict:
+    """The ``model`` of the released segmentor of one variant, without pretrained weights."""
+    model_cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / 'fpn_recnext.py').model
+    model_cfg.backbone.arch = arch
+    model_cfg.neck.in_channels = list(ARCHS[arch]['channels'])
+    model_cfg.decode_head.num_classes = num_classes
+    return model_cfg

@@ -1,0 +1,12 @@
+"""Where things are: relative paths are looked up in the working directory first, then in the project."""
+
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = PROJECT_ROOT / 'projects' / 'recnext' / 'configs'
+RELEASED = PROJECT_ROOT / 'checkpoints' / 'released.json'
+
+
+def find_path(path: str | Path) -> Path | None:
+    """The file or folder of that name, from the working directory or else from the project; None if in neither."""
+    return next((place for place in (Path(path), PROJECT_ROOT / path) if place.exists()), None)

@@ -1,0 +1,51 @@
+"""What the command lines share: the project on the path, ``--cfg-options``, and errors without a traceback."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+class CfgOptions(argparse.Action):
+    """mmengine's ``DictAction``, imported only when it is used: ``--help`` should not wait for it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        from mmengine.config import DictAction
+
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes key=value; found {" ".join(wrong)}')
+        DictAction(self.option_strings, self.dest, nargs='+')(parser, namespace, values, option_string)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every tool with a config has."""
+    parser.add_argument('--work-dir', metavar='DIR', help='where logs go (default: work_dirs/<config>)')
+    parser.add_argument('--data-root', metavar='DIR', help='folder that holds images/ and annotations/')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='change settings of the config, such as train_dataloader.batch_size=8',
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Exit with 0, or with 1 and the message of a user's mistake; other errors keep their traceback."""
+    try:
+        main()
+    except Exception as error:
+        from projects.recnext.recnext.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        sys.exit(f'error: {error}')

@@ -1,0 +1,29 @@
+"""Test a segmentor: mIoU, and on request label maps and pictures."""
+
+import argparse
+
+from _cli import add_config_options, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights, of this project or as released (0.x)')
+    parser.add_argument('--out', metavar='DIR', help='save label maps here, numbered as the annotations are')
+    parser.add_argument('--show', action='store_true', help='show image | truth | prediction in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of image | truth | prediction here')
+    parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='with --show (default: 2)')
+    parser.add_argument('--tta', action='store_true', help='average over six scales and both flips')
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from projects.recnext.recnext.launch import test
+
+    test(**vars(args))
+
+
+if __name__ == '__main__':
+    run(main)

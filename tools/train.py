@@ -1,0 +1,31 @@
+"""Train a segmentor."""
+
+import argparse
+
+from _cli import add_config_options, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or from the newest of the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision in bfloat16')
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from projects.recnext.recnext.launch import train
+
+    train(**vars(args))
+
+
+if __name__ == '__main__':
+    run(main)
