@@ -32,9 +32,7 @@ class ConvNorm(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm_cfg: dict, **conv_args: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False, **conv_args
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False, **conv_args)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
 
     def switch_to_deploy(self) -> None:
@@ -44,9 +42,7 @@ class ConvNorm(nn.Sequential):
 def mlp(channels: int, ratio: float, norm_cfg: dict) -> nn.Sequential:
     """Channel mixer: two 1×1 convolutions with int(ratio · channels) channels between them."""
     hidden = int(ratio * channels)
-    return nn.Sequential(
-        ConvNorm(channels, hidden, 1, norm_cfg), nn.GELU(), ConvNorm(hidden, channels, 1, norm_cfg)
-    )
+    return nn.Sequential(ConvNorm(channels, hidden, 1, norm_cfg), nn.GELU(), ConvNorm(hidden, channels, 1, norm_cfg))
 
 
 class RecConv(nn.Module):

@@ -78,6 +78,12 @@ class Conversion:
     left_out: dict[str, str]
 
 
+def find_weights(checkpoint: Mapping, ema: bool = False) -> str | None:
+    """Under which key a checkpoint keeps its (averaged) weights; None if it is a bare state dict."""
+    keys = (*EMA_KEYS, *STATE_DICT_KEYS) if ema else STATE_DICT_KEYS
+    return next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
+
+
 def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint, without its wrapping and without the ``module.`` of a distributed wrapper.
 
@@ -89,12 +95,11 @@ def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
     Raises:
         ConversionError: there are no such weights, or what stands in their place is not tensors.
     """
-    key = next((key for key in STATE_DICT_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
-    state_dict = checkpoint if key is None else checkpoint[key]
-    ema_key = next((key for key in EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
-    if ema and ema_key is not None:
-        # 'steps' is the counter of mmengine's ExponentialMovingAverage.
-        state_dict = {key: value for key, value in checkpoint[ema_key].items() if key != 'steps'}
+    weights_key = find_weights(checkpoint, ema)
+    state_dict = checkpoint if weights_key is None else checkpoint[weights_key]
+    if weights_key in EMA_KEYS:
+        # mmengine's averaged model has a counter of its own.
+        state_dict = {key: value for key, value in state_dict.items() if key != 'steps'}
     strange = [key for key, value in state_dict.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange or not state_dict:
         raise ConversionError(
@@ -102,7 +107,7 @@ def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
             f'{" or ".join(map(repr, STATE_DICT_KEYS))}; found {_shortened(list(checkpoint)) or "nothing"}.'
         )
     state_dict = {re.sub(r'^module\.', '', key): value for key, value in state_dict.items()}
-    if ema and ema_key is None:
+    if ema and weights_key not in EMA_KEYS:
         return _mmcv_averages(state_dict)
     return state_dict
 

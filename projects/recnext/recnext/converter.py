@@ -15,6 +15,7 @@ from .conversion import (
     ConversionError,
     check_fit,
     convert,
+    find_weights,
     get_state_dict,
     rename,
 )
@@ -28,7 +29,8 @@ NOT_WEIGHTS = {
     'optimizer': 'optimizer state',
     'param_schedulers': 'scheduler state',
     'message_hub': 'log of scalars',
-    **{key: 'averaged weights, not asked for' for key in EMA_KEYS},
+    **dict.fromkeys(EMA_KEYS, 'averaged weights, not asked for'),
+    **dict.fromkeys(STATE_DICT_KEYS, 'weights, but the averaged ones were asked for'),
 }
 
 
@@ -45,13 +47,14 @@ class Report:
     config: str | None
 
     def __str__(self) -> str:
-        layout, renamed = self.conversion.layout, sum(new != old for new, old in self.conversion.mapped.items())
-        unchanged = f' (already in {self.target} form, the weights are the same)' if layout.target == self.target else ''
+        layout = self.conversion.layout
+        renamed = sum(new != old for new, old in self.conversion.mapped.items())
+        same = f' (already in {self.target} form, the weights are the same)' if layout.target == self.target else ''
         reasons = dict.fromkeys(self.left_out.values())
-        left_out = [f'{why}: {", ".join(k for k, w in self.left_out.items() if w == why)}' for why in reasons]
+        left_out = [f'{why}: {", ".join(key for key in self.left_out if self.left_out[key] == why)}' for why in reasons]
         rows = [
             ('source', f'{self.source}, sha256 {self.sha256}'),
-            ('layout', f'{layout}{unchanged}'),
+            ('layout', f'{layout}{same}'),
             ('arch', self.conversion.arch or 'as in the config'),
             ('mapped', f'{len(self.conversion.mapped)} tensors, {renamed} of them renamed'),
             ('left out', f'{len(self.left_out)} entries'),
@@ -103,13 +106,14 @@ def convert_file(
     weights = {key: tensor.clone() for key, tensor in conversion.state_dict.items()}
     released = target == 'legacy' and not conversion.layout.is_segmentor
     write_checkpoint({'model': weights} if released else {'meta': meta, 'state_dict': weights}, destination)
-    entries = {
-        key: NOT_WEIGHTS.get(key, 'not weights')
-        for key in checkpoint
-        if key not in ('meta', *STATE_DICT_KEYS) and key not in conversion.mapped.values()
-    }
-    left_out = {**conversion.left_out, **(entries if _is_wrapped(checkpoint) else {})}
+    left_out = {**conversion.left_out, **_other_entries(checkpoint, find_weights(checkpoint, ema))}
     return Report(source, digest, destination, target, conversion, left_out, config or _usual_config(conversion))
+
+
+def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, str]:
+    """What stands in a file beside the weights that were taken."""
+    others = [key for key in checkpoint if key not in ('meta', weights_key)] if weights_key else []
+    return {key: NOT_WEIGHTS.get(key, 'not weights') for key in others}
 
 
 def convert_meta(meta: Mapping, target: str) -> dict:
@@ -124,10 +128,6 @@ def convert_meta(meta: Mapping, target: str) -> dict:
     return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
 
 
-def _is_wrapped(checkpoint: Mapping) -> bool:
-    return any(isinstance(checkpoint.get(key), Mapping) for key in (*STATE_DICT_KEYS, *EMA_KEYS))
-
-
 def _expected_network(conversion: Conversion, config: str | None) -> nn.Module:
     """The network that the weights belong to, without memory: the config's, or else the released one."""
     if config is not None:
@@ -135,8 +135,8 @@ def _expected_network(conversion: Conversion, config: str | None) -> nn.Module:
         return network if conversion.layout.is_segmentor else network.backbone
     if conversion.arch is None:
         raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
-    classes = next((t.shape[0] for key, t in conversion.state_dict.items() if key == 'decode_head.conv_seg.weight'), 150)
-    network = build_skeleton(released_model_cfg(conversion.arch, classes))
+    classifier = conversion.state_dict.get('decode_head.conv_seg.weight')
+    network = build_skeleton(released_model_cfg(conversion.arch, *(() if classifier is None else classifier.shape[:1])))
     return network if conversion.layout.is_segmentor else network.backbone
 
 

@@ -135,9 +135,7 @@ def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> 
     for split in splits:
         for dataset in _leaves(cfg[f'{split}_dataloader'].dataset):
             root = Path(data_root or find_path(dataset.data_root) or dataset.data_root)
-            for kind, folder in dataset.data_prefix.items():
-                if not folder:
-                    continue
+            for folder in filter(None, dataset.data_prefix.values()):
                 place = root / folder
                 if not place.is_dir() or not any(place.iterdir()):
                     raise UserError(

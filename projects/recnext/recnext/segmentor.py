@@ -1,10 +1,9 @@
 """The segmentor: mmseg's EncoderDecoder, strict about its weights."""
 
-from torch import Tensor
-
+from mmengine.logging import print_log
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
-from mmengine.logging import print_log
+from torch import Tensor
 
 from .conversion import Conversion, ConversionError, check_fit, convert, get_state_dict
 

@@ -1,0 +1,43 @@
+# make setup | demo | test | lint | bench. The environment is made once, in .venv, and again only when the
+# requirements change. PYTHON chooses the interpreter. To keep a torch that is installed already:
+# make setup VENV_ARGS=--system-site-packages CONSTRAINTS=
+PYTHON ?= python3
+VENV_ARGS ?=
+CONSTRAINTS ?= -c constraints.txt
+VENV := .venv
+RUN := $(VENV)/bin/python
+REQUIREMENTS := requirements.txt requirements-dev.txt
+SCENES := data/sample-scenes
+DEMO_CONFIG := projects/recnext/configs/fpn_recnext-m0_1xb4-350_sample-scenes-128x128.py
+DEMO := work_dirs/demo
+
+.PHONY: setup demo test lint bench
+
+setup: $(VENV)/installed
+
+# mmcv-lite would overwrite the files of a compiled mmcv: where that is installed, it stays.
+$(VENV)/installed: $(REQUIREMENTS) constraints.txt
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
+	$(RUN) -m pip show --quiet mmcv 2>/dev/null && skip='^mmcv-lite' || skip='^-r'; \
+	    grep -hv -e '^-r' -e "$$skip" $(REQUIREMENTS) > $(VENV)/requirements.txt
+	$(RUN) -m pip install -r $(VENV)/requirements.txt $(CONSTRAINTS)
+	touch $@
+
+$(SCENES): | setup
+	$(RUN) tools/make_sample_dataset.py $@
+
+demo: setup $(SCENES)
+	rm -rf $(DEMO)
+	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
+	$(RUN) tools/test.py $(DEMO_CONFIG) $(DEMO)/iter_350.pth --work-dir $(DEMO) --show-dir $(DEMO)/pictures
+	@echo "Pictures of image | truth | prediction: $(DEMO)/pictures"
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: setup
+	$(RUN) tools/benchmark.py m3 a3

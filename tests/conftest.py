@@ -1,0 +1,102 @@
+"""Shared fixtures: the reference files beside the repository, small checkpoints, and the tools as a user runs them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared'
+sys.path.insert(0, str(ROOT))
+
+import projects.recnext.recnext  # noqa: E402, F401  (registers, as every tool does)
+from projects.recnext.recnext.archs import ARCHS  # noqa: E402
+from projects.recnext.recnext.paths import CONFIGS  # noqa: E402
+
+ARCH_NAMES = tuple(ARCHS)
+SEGMENTORS = ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
+ADE20K_CONFIGS = sorted(CONFIGS.glob('fpn_recnext-*_ade20k-*.py'))
+ALL_CONFIGS = sorted(CONFIGS.glob('*.py'))
+
+torch.set_num_threads(2)
+
+
+def shared(path: str) -> Path:
+    """A reference file that is not part of the repository; the test is skipped, with its name, where it is absent."""
+    place = SHARED / path
+    if not place.exists():
+        pytest.skip(f'needs ../shared/{path}, which is not there')
+    return place
+
+
+def config_of(arch: str) -> Path:
+    return next(path for path in ADE20K_CONFIGS if f'recnext-{arch}_' in path.name)
+
+
+def run_tool(name: str, *args: object, **kwargs: object) -> subprocess.CompletedProcess:
+    """Run a command line of ``tools/`` in a process of its own."""
+    command = [sys.executable, ROOT / 'tools' / f'{name}.py', *args]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, **kwargs)
+
+
+def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """A few lines that name the problem, no traceback, exit code 1."""
+    assert result.returncode == 1, result.stderr
+    assert 'Traceback' not in result.stderr
+    message = result.stderr[result.stderr.index('error: ') :]
+    assert len(message.splitlines()) <= 15, message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture(scope='session')
+def formula_weights() -> Callable[[dict], dict]:
+    """``fill(layout)`` of ../shared/legacy: the weights that the golden outputs were computed with."""
+    path = shared('legacy/formula_weights.py')
+    spec = importlib.util.spec_from_file_location('formula_weights', path)
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fill
+
+
+@pytest.fixture(scope='session')
+def real_m3() -> Path:
+    """A checkpoint written by the genuine mmseg 0.30 stack."""
+    return shared('legacy/real_m3/recnext_m3_ade20k_sample3.pth')
+
+
+@pytest.fixture(scope='session')
+def ade20k_sample() -> Path:
+    """Three real images of ADE20K with annotations."""
+    return shared('ade20k_sample/ADEChallengeData2016')
+
+
+def read_layout(name: str) -> dict:
+    """Keys, shapes and dtypes of a released checkpoint."""
+    return json.loads(shared(f'legacy/layouts/{name}.json').read_text())
+
+
+def golden_input(height: int, width: int) -> torch.Tensor:
+    """The input of the golden outputs, (1, 3, H, W) in double precision."""
+    return torch.from_numpy(np.random.default_rng(height * 1000 + width).standard_normal((1, 3, height, width)))
+
+
+def randomise_norms(module: torch.nn.Module, seed: int = 0) -> None:
+    """Give batch norms statistics and weights as training would leave them, away from 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (norm.running_mean, -0.2, 0.2),
+                (norm.running_var, 0.5, 1.5),
+                (norm.weight.data, 0.5, 1.5),
+                (norm.bias.data, -0.2, 0.2),
+            ):
+                tensor.uniform_(low, high, generator=generator)
