@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared'
@@ -26,6 +27,7 @@ ADE20K_CONFIGS = sorted(CONFIGS.glob('fpn_recnext-*_ade20k-*.py'))
 ALL_CONFIGS = sorted(CONFIGS.glob('*.py'))
 
 torch.set_num_threads(2)
+init_default_scope('mmseg')  # as a config does
 
 
 def shared(path: str) -> Path:

@@ -217,7 +217,7 @@ def test_bad_indices_are_named(args):
 
 
 def test_attention_refuses_channels_that_do_not_split():
-    with pytest.raises(UserError, match='16 heads'):
+    with pytest.raises(UserError, match='2 heads; found 1 channels'):
         RecNeXt({**TINY_ATTN, 'channels': (1, 2, 4, 8)})
 
 

@@ -61,11 +61,13 @@ def test_imagenet_files(released, tmp_path, arch, form):
     else:
         torch.save(weights if form == 'bare' else {'model': weights, 'epoch': 299}, source)
     text = str(convert_file(source, there))
-    assert 'legacy backbone' in text and 'ImageNet classification head: head.head.norm.weight' in text
+    assert 'legacy backbone' in text
+    head = next(line for line in text.splitlines() if 'ImageNet classification head' in line)
+    assert all(key in head for key in weights if key.startswith('head.'))
     assert ('not weights: epoch' in text) == (form == 'pth')
     convert_file(there, back, target='legacy')
     restored = read_checkpoint(back)['model']
-    assert list(restored) == [key for key in weights if not key.startswith('head.')]
+    assert set(restored) == {key for key in weights if not key.startswith('head.')}
     assert all(torch.equal(tensor, weights[key]) for key, tensor in restored.items())
 
 

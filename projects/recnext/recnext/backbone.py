@@ -313,12 +313,17 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 @contextlib.contextmanager
 def _untracked_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside ``module`` normalise as ever, but leave their running statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Batch norms inside ``module`` normalise as ever, but leave their running statistics as they are.
+
+    The statistics must still be handed to the operation: autograd saves them, and counts what was saved.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = not norm.training
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, kept):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 import pickletools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -96,16 +97,17 @@ def _read_torch(path: Path, device: str | torch.device) -> object:
 
 
 def _wanted(path: Path, reason: str) -> str:
-    """The names that a refused file would have imported, or else the reader's own words."""
-    with contextlib.suppress(Exception):
-        return ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or reason
-    with contextlib.suppress(Exception):
-        return ', '.join(_pickled_globals(path)) or reason
-    return reason
+    """The names that a refused file would have imported: of a zip or a bare pickle all of them, else the first."""
+    for names in (torch.serialization.get_unsafe_globals_in_checkpoint, _pickled_globals):
+        with contextlib.suppress(Exception):
+            if found := names(path):
+                return ', '.join(found)
+    match = re.search(r'GLOBAL ([\w.]+)', reason)
+    return match[1] if match else 'code of its own'
 
 
 def _pickled_globals(path: Path) -> list[str]:
-    """Every global that a bare pickle (not a zip) names, found without executing it."""
+    """Every global that a bare pickle names, found without executing it."""
     found, strings = [], []
     with path.open('rb') as file:
         for opcode, argument, _ in pickletools.genops(file):
