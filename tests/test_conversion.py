@@ -107,7 +107,7 @@ def test_strangers_are_refused():
 
 def test_two_tensors_for_one_place_are_refused(m0):
     twice = {**m0, 'backbone.stem.stem.0.conv.weight': m0['backbone.stem.0.conv.weight']}
-    with pytest.raises(ConversionError, match='Two tensors would both become backbone.stem.0.conv.weight'):
+    with pytest.raises(ConversionError, match=r'Two tensors would both become backbone\.stem\.0\.conv\.weight'):
         convert(twice)
 
 

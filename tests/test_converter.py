@@ -161,7 +161,7 @@ def test_the_command_says_so_and_exits_with_1(real_m3, tmp_path, what):
 
 
 def test_another_arch_than_the_config_is_refused(real_m3, tmp_path):
-    with pytest.raises(ConversionError, match='the file holds arch m3.* 382 disagreement') as error:
+    with pytest.raises(ConversionError, match=r'the file holds arch m3.* 382 disagreement') as error:
         convert_file(real_m3, tmp_path / 'out.pth', config=str(config_of('m4')))
     assert len(str(error.value).splitlines()) == 12 and not (tmp_path / 'out.pth').exists()
 

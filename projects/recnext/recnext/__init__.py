@@ -5,7 +5,8 @@ from .compat import repair_stack
 repair_stack()
 
 from .backbone import RecNeXt  # noqa: E402  (mmseg can be imported only after the repairs)
+from .engine import Bfloat16OptimWrapper  # noqa: E402
 from .segmentor import StrictEncoderDecoder  # noqa: E402
 from .visualizer import SegPanelVisualizer  # noqa: E402
 
-__all__ = ['RecNeXt', 'SegPanelVisualizer', 'StrictEncoderDecoder']
+__all__ = ['Bfloat16OptimWrapper', 'RecNeXt', 'SegPanelVisualizer', 'StrictEncoderDecoder']

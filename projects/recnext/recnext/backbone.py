@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .archs import STAGES, get_arch
 from .errors import UserError
-from .pretrained import is_pretrained, load_pretrained
+from .pretrained import load_pretrained, pretrained_files, without_pretrained
 
 
 class ConvNorm(nn.Sequential):
@@ -206,7 +206,7 @@ class RecNeXt(BaseModule):
         with_cp: Whether activations are recomputed in the backward pass to save memory. Gradients and norm
             statistics are the same either way.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes a released ImageNet file as it is; see
-            :func:`pretrained.load_pretrained`. Without it, PyTorch's default initialisation.
+            :func:`pretrained.read_pretrained`. Without it, PyTorch's default initialisation.
 
     Raises:
         UserError: an arch that makes no network, or an index out of range.
@@ -261,13 +261,13 @@ class RecNeXt(BaseModule):
         return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a pretrained file must fit exactly (see :func:`load_pretrained`)."""
-        init_cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
-        self.init_cfg = [cfg for cfg in init_cfgs if not is_pretrained(cfg)]
+        """Initialise as ``init_cfg`` says; a pretrained file must fit exactly (see :func:`read_pretrained`)."""
+        init_cfg = self.init_cfg
+        self.init_cfg = without_pretrained(init_cfg)
         super().init_weights()
-        self.init_cfg = init_cfgs
-        for cfg in filter(is_pretrained, init_cfgs):
-            load_pretrained(self, cfg['checkpoint'])
+        self.init_cfg = init_cfg
+        for file in pretrained_files(init_cfg):
+            load_pretrained(self, file)
 
     def train(self, mode: bool = True) -> 'RecNeXt':
         super().train(mode)

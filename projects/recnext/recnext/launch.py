@@ -1,5 +1,6 @@
 """Training and testing behind the command lines: a config, checked, with the options applied, in MMEngine's Runner."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,16 @@ from .conversion import ConversionError
 from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
+from .pretrained import pretrained_files, read_pretrained
+
+SPLITS = ('train', 'val', 'test')
+
+HARMLESS = (
+    '``build_loss`` would be deprecated soon',  # mmseg's own heads call it
+    'Default ``avg_non_ignore`` is False',  # as in the released recipe
+    'The draw is False',  # no pictures were asked for
+)
+"""Warnings of the stack that a user of these configs can do nothing about."""
 
 TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
 """What the Runner needs for training only; it takes either all of them or none."""
@@ -30,6 +41,13 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         raise UserError(f'{path} cannot be read: {error}') from None
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
+    for split in SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader and not loader.get('num_workers'):
+            # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
+            loader.persistent_workers = False
+    for message in HARMLESS:
+        warnings.filterwarnings('ignore', message=message)
     return cfg
 
 
@@ -58,8 +76,7 @@ def train(
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('train', 'val'))
     if amp:
-        # Not fp16: the recursion of RecNeXt is known to overflow in it.
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
+        cfg.optim_wrapper.type = 'Bfloat16OptimWrapper'
     if resume is not None:
         cfg.resume = True
         cfg.load_from = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
@@ -67,6 +84,7 @@ def train(
         check_checkpoint(cfg, cfg.load_from)
         # All weights come from there: no need for the ImageNet file.
         cfg.model.backbone.init_cfg = None
+    check_pretrained(cfg)
     Runner.from_cfg(cfg).train()
 
 
@@ -153,6 +171,17 @@ def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
         yield from _leaves(part)
     if not inside:
         yield dataset
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Make sure that the weights to start from are there and fit, before anything is built or written.
+
+    Raises:
+        UserError: no such file, or one that does not fit.
+    """
+    backbone = build_skeleton(cfg.model).backbone
+    for checkpoint in pretrained_files(backbone.init_cfg):
+        read_pretrained(backbone, checkpoint)
 
 
 def check_checkpoint(cfg: Config, checkpoint: str) -> None:
