@@ -10,7 +10,7 @@ from conftest import assert_user_error, run_tool
 from mmseg.datasets import ADE20KDataset
 
 from projects.recnext.recnext import sample_scenes
-from projects.recnext.recnext.sample_scenes import HEIGHT, LABELS, WIDTH, make_scene, write_dataset
+from projects.recnext.recnext.sample_scenes import HEIGHT, LABELS, WIDTH, best_constant, make_scene, write_dataset
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -50,6 +50,13 @@ def test_layout_and_dataset_class(tmp_path):
     labels = cv2.imread(dataset[0]['seg_map_path'], cv2.IMREAD_UNCHANGED)
     assert image.shape == (HEIGHT, WIDTH, 3) and labels.shape == (HEIGHT, WIDTH) and labels.dtype == np.uint8
     assert set(np.unique(labels)) <= {0, *LABELS.values()}
+
+
+def test_best_constant_prediction():
+    pixels = np.zeros(max(LABELS.values()) + 1, int)
+    pixels[[0, LABELS['sky'], LABELS['wall'], LABELS['car']]] = [1000, 50, 30, 20]
+    name, miou = best_constant(pixels)
+    assert name == 'sky' and miou == pytest.approx(100 * 0.5 / 3)
 
 
 def test_scenes_show_every_class_and_differ():

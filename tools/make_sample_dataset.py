@@ -18,7 +18,7 @@ def main() -> None:
     args = parse_args()
     from projects.recnext.recnext.sample_scenes import write_dataset
 
-    write_dataset(**vars(args))
+    print(write_dataset(**vars(args)))
 
 
 if __name__ == '__main__':

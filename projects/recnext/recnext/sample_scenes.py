@@ -401,7 +401,7 @@ def _photograph(canvas: _Canvas, rng: Generator) -> np.ndarray:
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)[..., ::-1]
 
 
-def write_dataset(root: str | Path, training: int, validation: int, seed: int = 0) -> None:
+def write_dataset(root: str | Path, training: int, validation: int, seed: int = 0) -> str:
     """Write scenes as ``images|annotations/training|validation``; no scene of one split is in the other.
 
     Args:
@@ -409,6 +409,9 @@ def write_dataset(root: str | Path, training: int, validation: int, seed: int = 
         training: Number of training scenes.
         validation: Number of validation scenes.
         seed: The same seed gives the same files, to the byte.
+
+    Returns:
+        What was written, and how well one would do without looking.
 
     Raises:
         UserError: there is something at ``root`` already, or nothing can be written there.
@@ -428,16 +431,34 @@ def write_dataset(root: str | Path, training: int, validation: int, seed: int = 
             for split in SPLITS:
                 (beside / part / split).mkdir(parents=True)
         with Pool() as pool:
-            for _ in track(pool.imap_unordered(_write_scene, jobs), 'Drawing scenes', total=len(jobs)):
-                pass
+            results = pool.imap_unordered(_write_scene, jobs)
+            counts = dict.fromkeys(SPLITS, np.zeros(max(LABELS.values()) + 1, int))
+            for split, pixels in track(results, 'Drawing scenes', total=len(jobs)):
+                counts[split] = counts[split] + pixels
         beside.rename(root)
     except OSError as error:
         raise UserError(f'{root} cannot be written: {error}') from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    name, miou = best_constant(counts['validation'])
+    return (
+        f'{root}: {training} training and {validation} validation scenes of {len(LABELS)} classes. '
+        f'To predict {name} everywhere would give mIoU {miou:.2f} on the validation scenes.'
+    )
 
 
-def _write_scene(job: tuple[Path, str, int, int]) -> None:
+def best_constant(pixels: np.ndarray) -> tuple[str, float]:
+    """The class that is best predicted everywhere, and the mIoU in per cent over the classes present.
+
+    Args:
+        pixels: How many pixels have each label, from 0 (unlabelled, which does not count).
+    """
+    labelled = pixels[1:]
+    name = next((name for name, label in LABELS.items() if label == labelled.argmax() + 1), 'nothing')
+    return name, 100 * labelled.max() / max(labelled.sum(), 1) / max((labelled > 0).sum(), 1)
+
+
+def _write_scene(job: tuple[Path, str, int, int]) -> tuple[str, np.ndarray]:
     root, split, index, seed = job
     # One seed a picture: it does not depend on how many others there are.
     scene_seed = np.random.SeedSequence([seed, SPLITS.index(split), index]).generate_state(1)[0]
@@ -447,3 +468,4 @@ def _write_scene(job: tuple[Path, str, int, int]) -> None:
         options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == '.jpg' else []
         encoded = cv2.imencode(suffix, picture, options)[1]
         (root / part / split / f'{name}{suffix}').write_bytes(encoded.tobytes())
+    return split, np.bincount(labels.ravel(), minlength=max(LABELS.values()) + 1)
