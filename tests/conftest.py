@@ -102,3 +102,7 @@ def randomise_norms(module: torch.nn.Module, seed: int = 0) -> None:
                 (norm.bias.data, -0.2, 0.2),
             ):
                 tensor.uniform_(low, high, generator=generator)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--kills', type=int, default=3, help='how often tests/test_resume.py kills a run (default: 3)')

@@ -39,6 +39,11 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """The options that the launch scripts pass on."""
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='set by the scripts')
+
+
 def run(main: Callable[[], None]) -> None:
     """Exit with 0, or with 1 and the message of a user's mistake; other errors keep their traceback."""
     try:

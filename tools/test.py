@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_config_options, run
+from _cli import add_config_options, add_launcher_options, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -13,13 +13,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show image | truth | prediction in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of image | truth | prediction here')
     parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='with --show (default: 2)')
-    parser.add_argument('--tta', action='store_true', help='average over six scales and both flips')
+    parser.add_argument('--tta', action='store_true', help='average over the scales and flips of the config')
+    parser.add_argument('--eval', nargs='+', choices=('mIoU',), help='understood as in mmseg 0.x; mIoU is the default')
     add_config_options(parser)
+    add_launcher_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    del args.eval
     from projects.recnext.recnext.launch import test
 
     test(**vars(args))

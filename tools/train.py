@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_config_options, run
+from _cli import add_config_options, add_launcher_options, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,7 +16,11 @@ def parse_args() -> argparse.Namespace:
         help='go on from this checkpoint, or from the newest of the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision in bfloat16')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the images an iteration'
+    )
     add_config_options(parser)
+    add_launcher_options(parser)
     return parser.parse_args()
 
 

@@ -8,6 +8,7 @@ import pickletools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from mmengine.logging import HistoryBuffer
 
 from .errors import UserError
 
+NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
+PARTIAL = '.partial'
 HISTORY_STATISTICS = ('current', 'max', 'mean', 'min')
 
 
@@ -163,11 +166,20 @@ def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
         raise CheckpointError(f'No such folder: {path.parent}. Create it, or choose another destination.')
     if path.is_dir():
         raise CheckpointError(f'{path} is a folder; expected the name of a file to write.')
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    # An open file, not a name: torch.save would write the name into the archive.
+    write_atomically(path, lambda file: torch.save(dict(checkpoint), file))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place, through to the disk, and rename it: it is there in full or as it was before.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there stays.
+    """
+    beside = path.with_name(f'.{path.name}.{os.getpid()}{PARTIAL}')
     try:
-        # An open file, not a name: torch.save would write the name into the archive.
         with beside.open('xb') as file:
-            torch.save(dict(checkpoint), file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -175,3 +187,17 @@ def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
         raise CheckpointError(f'{path} cannot be written: {error}') from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove what :func:`write_atomically` left in a work dir when it was killed; no other process may write there."""
+    for path in Path(folder).glob(f'.*.pth.*{PARTIAL}'):
+        path.unlink(missing_ok=True)
+
+
+def find_newest_checkpoint(folder: str | Path) -> str | None:
+    """The ``iter_N.pth`` or ``epoch_N.pth`` with the highest N in a work dir; None if there is none."""
+    numbered = [
+        (int(match[1]), path) for path in Path(folder).glob('*.pth') if (match := NUMBERED.fullmatch(path.name))
+    ]
+    return str(max(numbered)[1]) if numbered else None

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -14,6 +15,8 @@ def repair_stack() -> None:
     """All repairs, in the order in which the project needs them."""
     stand_in_for_mmcv_ops()
     read_checkpoints_safely()
+    write_files_atomically()
+    resume_from_newest_complete()
 
 
 def stand_in_for_mmcv_ops() -> None:
@@ -71,3 +74,37 @@ def read_checkpoints_safely() -> None:
         return read_checkpoint(filename, map_location)
 
     CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def write_files_atomically() -> None:
+    """Let a run that is killed, or a disk that is full, leave no half of a checkpoint and keep what was there.
+
+    Defect: mmengine writes local files in place.
+
+    Repair: its local backend writes beside the place, through to the disk, and renames.
+    """
+    from mmengine.fileio import LocalBackend
+
+    from .checkpoint import write_atomically
+
+    def put(self: LocalBackend, obj: bytes, filepath: str | Path) -> None:
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(filepath), lambda file: file.write(obj))
+
+    LocalBackend.put = put
+
+
+def resume_from_newest_complete() -> None:
+    """Let ``--resume`` find the newest checkpoint whatever the moment at which the run was killed.
+
+    Defect: mmengine notes the newest checkpoint in a file ``last_checkpoint`` that it writes in place and afterwards;
+    killed in between, it resumes from an older one, or from a name of which half is missing.
+
+    Repair: look at the checkpoints themselves; they are complete, because they were renamed into place.
+    """
+    from mmengine.runner import checkpoint, runner
+
+    from .checkpoint import find_newest_checkpoint
+
+    for module in (checkpoint, runner):
+        module.find_latest_checkpoint = find_newest_checkpoint

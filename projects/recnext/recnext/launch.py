@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from .checkpoint import read_checkpoint
+from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
+from .distributed import prepare_processes
 from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
@@ -37,8 +38,8 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         raise UserError(f'No such config: {path}')
     try:
         cfg = Config.fromfile(path)
-    except (SyntaxError, OSError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from None
+    except Exception as error:  # a config is a program of the user's
+        raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     for split in SPLITS:
@@ -56,8 +57,10 @@ def train(
     work_dir: str | None = None,
     resume: str | None = None,
     amp: bool = False,
+    auto_scale_lr: bool = False,
     data_root: str | None = None,
     cfg_options: dict | None = None,
+    launcher: str = 'none',
 ) -> None:
     """Train as the config says; see ``python tools/train.py --help``.
 
@@ -66,8 +69,10 @@ def train(
         work_dir: Where logs and checkpoints go; ``work_dirs/<config>`` if None.
         resume: ``'auto'`` for the newest checkpoint of ``work_dir``, or the path of one.
         amp: Mixed precision in bfloat16.
+        auto_scale_lr: Scale the learning rate with the number of images an iteration.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
+        launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
 
     Raises:
         UserError: what is missing or does not fit, before the first iteration.
@@ -77,15 +82,34 @@ def train(
     set_data_root(cfg, data_root, ('train', 'val'))
     if amp:
         cfg.optim_wrapper.type = 'Bfloat16OptimWrapper'
+    remove_partial_files(cfg.work_dir)
     if resume is not None:
         cfg.resume = True
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+        cfg.load_from = find_newest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     if cfg.get('load_from'):
         check_checkpoint(cfg, cfg.load_from)
         # All weights come from there: no need for the ImageNet file.
         cfg.model.backbone.init_cfg = None
     check_pretrained(cfg)
-    Runner.from_cfg(cfg).train()
+    cfg.launcher = launcher
+    prepare_processes(cfg)
+    if auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    runner = Runner.from_cfg(cfg)
+    runner.logger.info(describe_batch(cfg, runner.world_size))
+    runner.train()
+
+
+def describe_batch(cfg: Config, world_size: int) -> str:
+    """How many images an iteration takes and the learning rate for them, and how that compares with the recipe."""
+    batch_size = cfg.train_dataloader.batch_size
+    images, recipe = world_size * batch_size, cfg.auto_scale_lr.base_batch_size
+    lr = cfg.optim_wrapper.optimizer.lr * (images / recipe if cfg.auto_scale_lr.enable else 1)
+    said = f'{images} images an iteration ({world_size} processes x {batch_size}), learning rate {lr:g}.'
+    if images == recipe:
+        return f'{said} As in the recipe.'
+    scaled = 'scaled accordingly' if cfg.auto_scale_lr.enable else 'not scaled; --auto-scale-lr does that'
+    return f'{said} The recipe has {recipe} images; the learning rate is {scaled}.'
 
 
 def test(
@@ -99,6 +123,7 @@ def test(
     tta: bool = False,
     data_root: str | None = None,
     cfg_options: dict | None = None,
+    launcher: str = 'none',
 ) -> dict[str, float]:
     """Evaluate a checkpoint; see ``python tools/test.py --help``.
 
@@ -113,6 +138,7 @@ def test(
         tta: Average over scales and flips.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
+        launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
 
     Returns:
         The metrics, in per cent.
@@ -136,6 +162,8 @@ def test(
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if out:
         cfg.test_evaluator.update(output_dir=out, keep_results=True)
+    cfg.launcher = launcher
+    prepare_processes(cfg)
     return Runner.from_cfg(cfg).test()
 
 

@@ -1,0 +1,35 @@
+"""Several processes, on GPUs with NCCL and without GPUs with gloo."""
+
+import os
+
+import torch
+from mmengine.config import Config
+from torch import distributed
+
+
+def prepare_processes(cfg: Config) -> None:
+    """Let MMEngine's Runner work in several processes without a GPU; with one, or alone, there is nothing to do.
+
+    Defects: mmengine calls ``torch.cuda.set_device`` before it joins the others, hands a GPU's number to
+    DistributedDataParallel, and SyncBatchNorm refuses to train on a CPU.
+
+    Repair: join through gloo before the Runner would, name no device, and keep plain BatchNorm.
+
+    Args:
+        cfg: Of the run; ``launcher`` must be set. Changed in place.
+    """
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if cfg.launcher == 'slurm':
+        _name_slurm_process()
+    distributed.init_process_group(backend='gloo')
+    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    cfg.sync_bn = None
+
+
+def _name_slurm_process() -> None:
+    """Say in torchrun's words what Slurm says in its own, as mmengine does where there are GPUs."""
+    words = dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS')
+    os.environ.update({ours: os.environ[theirs] for ours, theirs in words.items()})
+    os.environ.setdefault('MASTER_ADDR', os.environ.get('SLURM_LAUNCH_NODE_IPADDR', '127.0.0.1'))
+    os.environ.setdefault('MASTER_PORT', '29500')
