@@ -37,8 +37,8 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         raise UserError(f'No such config: {path}')
     try:
         cfg = Config.fromfile(path)
-    except (SyntaxError, OSError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from None
+    except Exception as error:  # a config is a program of the user's
+        raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     for split in SPLITS:
