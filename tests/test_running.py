@@ -203,7 +203,10 @@ def test_loss_on_the_three_real_images_falls(ade20k_sample, tmp_path):
     crop.crop_size = cfg.model.data_preprocessor.size = (128, 128)
     cfg.optim_wrapper.optimizer.lr = 1e-3
     cfg.dump(tmp_path / 'config.py')
-    launch.train(str(tmp_path / 'config.py'), work_dir=str(tmp_path / 'work'), data_root=str(ade20k_sample))
+    result = run_tool(
+        'train', tmp_path / 'config.py', '--work-dir', tmp_path / 'work', '--data-root', ade20k_sample, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
     curve = losses(tmp_path / 'work')
     assert len(curve) == 16 and np.mean(curve[-2:]) < 0.8 * np.mean(curve[:2])
 
