@@ -134,6 +134,11 @@ def test_deploy_refuses_training_mode_and_other_norms():
     assert model.state_dict().keys() == before.keys()
     with pytest.raises(UserError, match='GroupNorm'):
         RecNeXt(TINY, norm_cfg=dict(type='GN', num_groups=4)).eval().switch_to_deploy()
+    model.eval()
+    model.stages.train()
+    with pytest.raises(UserError, match=r'call \.eval\(\)'):
+        model.switch_to_deploy()
+    assert model.state_dict().keys() == before.keys()
 
 
 @TINIES
@@ -205,6 +210,11 @@ def test_custom_arch_builds_from_the_registry(arch):
         ({**TINY, 'channels': (8, 16, 32)}, '4 stages'),
         ({**TINY, 'channels': (8, 16, 32, 60)}, 'twice'),
         ({**TINY, 'token_mixer': 'pool'}, 'pool'),
+        ({**TINY, 'channels': 64}, 'channels 64'),
+        ({**TINY, 'depths': (1, 0, 1, 1)}, r'depths \(1, 0, 1, 1\)'),
+        ({**TINY, 'channels': (1, 2, 4, 8)}, 'No channels are left'),
+        ({**TINY, 'mlp_ratio': 0}, 'No channels are left'),
+        (None, 'a name or a dict'),
     ],
 )
 def test_bad_arch_is_named(arch, words):
@@ -212,15 +222,17 @@ def test_bad_arch_is_named(arch, words):
         get_arch(arch)
 
 
-@pytest.mark.parametrize('args', [dict(out_indices=(4,)), dict(out_indices=()), dict(frozen_stages=5)])
+@pytest.mark.parametrize(
+    'args', [dict(out_indices=(4,)), dict(out_indices=()), dict(out_indices=3), dict(frozen_stages=5)]
+)
 def test_bad_indices_are_named(args):
     with pytest.raises(UserError, match=next(iter(args))):
         RecNeXt(TINY, **args)
 
 
 def test_attention_refuses_channels_that_do_not_split():
-    with pytest.raises(UserError, match='2 heads; found 1 channels'):
-        RecNeXt({**TINY_ATTN, 'channels': (1, 2, 4, 8)})
+    with pytest.raises(UserError, match='2 heads; found 3 channels'):
+        RecNeXt({**TINY_ATTN, 'channels': (3, 6, 12, 24)})
 
 
 def test_linear_attention_orders_agree():

@@ -160,4 +160,16 @@ def test_destination_must_make_sense(tmp_path):
         write_checkpoint(STATE, tmp_path / 'nowhere' / 'a.pth')
     with pytest.raises(CheckpointError, match='is a folder'):
         write_checkpoint(STATE, tmp_path)
-    assert not list(tmp_path.iterdir())
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(CheckpointError, match='device or the like'):
+        write_checkpoint(STATE, tmp_path / 'pipe')
+    assert (tmp_path / 'pipe').is_fifo() and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(CheckpointError, match='cannot be written'):
+        write_checkpoint(STATE, tmp_path / ('x' * 300))
+    write_checkpoint(STATE, tmp_path / ('x' * 250))
+
+
+def test_torchscript_is_told_apart(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / 'script.pt')
+    with pytest.raises(CheckpointError, match='TorchScript'):
+        read_checkpoint(tmp_path / 'script.pt')

@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.logging import MessageHub
+from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from test_checkpoint import Command
 
 from projects.recnext.recnext import compat
 from projects.recnext.recnext.checkpoint import CheckpointError
@@ -58,10 +63,46 @@ def test_mmengine_reads_its_own_checkpoints_only_with_the_repair(tmp_path):
     torch.save(dict(state_dict={'a': torch.ones(2)}, message_hub=hub.state_dict()), tmp_path / 'a.pth')
     with pytest.raises(Exception, match='HistoryBuffer'):
         load_from_local(str(tmp_path / 'a.pth'), 'cpu')
-    checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
-    assert checkpoint['message_hub']['log_scalars']['train/loss'].mean() == 1.5
+    read = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
+    assert read['message_hub']['log_scalars']['train/loss'].mean() == 1.5
     with pytest.raises(CheckpointError, match='No such checkpoint'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'b.pth'))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real HTTP server of the files in ``tmp_path / 'served'``."""
+    (tmp_path / 'served').mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / 'served')
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as served:
+        Thread(target=served.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{served.server_port}'
+        served.shutdown()
+
+
+@pytest.mark.parametrize('scheme', ['url', 'torchvision'])
+def test_downloads_are_read_without_running_them(server, tmp_path, monkeypatch, scheme):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    torch.save({'state_dict': {'a': torch.ones(2)}}, tmp_path / 'served' / 'good.pth')
+    torch.save({'evil': Command(tmp_path / 'touched')}, tmp_path / 'served' / 'evil.pth')
+    monkeypatch.setattr(checkpoint, 'get_torchvision_models', lambda: {'resnet18': f'{server}/evil.pth'})
+    read = CheckpointLoader.load_checkpoint(f'{server}/good.pth', 'cpu')
+    assert read['state_dict']['a'].tolist() == [1, 1]
+    with pytest.raises(CheckpointError, match=r'refused.*posix\.system'):
+        CheckpointLoader.load_checkpoint(f'{server}/evil.pth' if scheme == 'url' else 'torchvision://resnet18', 'cpu')
+    assert not (tmp_path / 'touched').exists()
+    with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded.*404'):
+        CheckpointLoader.load_checkpoint(f'{server}/none.pth', 'cpu')
+
+
+def test_a_user_of_the_configs_is_not_warned_of_what_mmseg_does(tmp_path):
+    code = (
+        'from projects.recnext.recnext.models import build_skeleton, released_model_cfg\n'
+        'import warnings\n{}build_skeleton(released_model_cfg("m0"))'
+    )
+    loud, quiet = (python(code.format(line)) for line in ('warnings.resetwarnings()\n', ''))
+    assert 'build_loss' in loud.stderr and 'avg_non_ignore' in loud.stderr
+    assert (quiet.returncode, quiet.stderr) == (0, '')
 
 
 def test_importing_prints_nothing():

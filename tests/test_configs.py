@@ -65,7 +65,7 @@ def test_released_recipe(arch):
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 8000
     assert cfg.sync_bn == 'torch' and cfg.model.backbone.norm_cfg.type == cfg.model.decode_head.norm_cfg.type == 'BN'
     assert cfg.model.backbone.norm_eval is False and cfg.env_cfg.cudnn_benchmark
-    assert cfg.train_dataloader.sampler.type == 'InfiniteSampler' and cfg.auto_scale_lr.base_batch_size == 32
+    assert cfg.train_dataloader.sampler.type == 'ResumableSampler' and cfg.auto_scale_lr.base_batch_size == 32
     steps = {step.type: step for step in cfg.train_pipeline}
     assert list(steps) == [
         'LoadImageFromFile', 'LoadAnnotations', 'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion',

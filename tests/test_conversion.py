@@ -5,6 +5,8 @@ import torch
 from conftest import read_layout
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.hooks import EMAHook
+from mmengine.model import ExponentialMovingAverage
 
 from projects.recnext.recnext.archs import ARCHS
 from projects.recnext.recnext.conversion import (
@@ -74,17 +76,44 @@ def test_no_state_dict_is_said(checkpoint):
         get_state_dict(checkpoint)
 
 
-def test_ema_weights_are_taken_when_asked_for(m0):
-    averages = {key: tensor + 1 for key, tensor in m0.items()}
-    for key, entry in (
-        ('ema_state_dict', {'steps': torch.tensor(5), **{f'module.{k}': t for k, t in averages.items()}}),
-        ('model_ema', averages),
-        ('state_dict_ema', averages),
-    ):
-        checkpoint = {'state_dict': m0, key: entry}
-        assert get_state_dict(checkpoint)['backbone.stem.0.conv.weight'].max() == 0
-        ema = get_state_dict(checkpoint, ema=True)
-        assert list(ema) == list(m0) and ema['backbone.stem.0.conv.weight'].min() == 1
+@pytest.mark.parametrize('key', ['model_ema', 'state_dict_ema'])
+def test_ema_weights_are_taken_when_asked_for(m0, key):
+    checkpoint = {'state_dict': m0, key: {name: tensor + 1 for name, tensor in m0.items()}}
+    assert get_state_dict(checkpoint)['backbone.stem.0.conv.weight'].max() == 0
+    ema = get_state_dict(checkpoint, ema=True)
+    assert list(ema) == list(m0) and ema['backbone.stem.0.conv.weight'].min() == 1
+
+
+def test_ema_weights_of_mmengine_stand_where_the_weights_do(m0):
+    """As mmengine's own EMAHook writes them."""
+    hook = EMAHook()
+    raw = torch.nn.Linear(1, 1)
+    hook.ema_model = ExponentialMovingAverage(raw)
+    raw.weight.data.fill_(1.0)
+    hook.ema_model.module.weight.data.fill_(0.5)
+    checkpoint = {'state_dict': raw.state_dict()}
+    hook.before_save_checkpoint(None, checkpoint)
+    for ema in (False, True):
+        assert get_state_dict(checkpoint, ema)['weight'] == 0.5
+    with pytest.raises(ConversionError, match='holds no EMA'):
+        get_state_dict({'state_dict': m0}, ema=True)
+
+
+@pytest.mark.parametrize(
+    'tensor',
+    [torch.empty(3, device='meta'), torch.ones(3).to_sparse(), torch.ones(1).expand(10**9)],
+    ids=['meta', 'sparse', 'expanded'],
+)
+def test_tensors_without_values_of_their_own_are_refused(m0, tensor):
+    with pytest.raises(ConversionError, match=r"dense tensors.*'decode_head.conv_seg.bias'"):
+        get_state_dict({**m0, 'decode_head.conv_seg.bias': tensor})
+
+
+def test_module_prefix_is_taken_off_all_tensors_or_none(m0):
+    mixed = {**m0, 'module.decode_head.conv_seg.bias': m0['decode_head.conv_seg.bias'] + 1}
+    assert set(get_state_dict(mixed)) == set(mixed)
+    with pytest.raises(ConversionError, match=r'unexpected: module\.decode_head'):
+        check_fit(convert(get_state_dict(mixed)).state_dict, skeleton_state('m0'), 'm0')
 
 
 def test_ema_buffers_of_mmcv_are_taken_or_named(m0):

@@ -67,14 +67,18 @@ def test_imagenet_files(released, tmp_path, arch, form):
     assert ('not weights: epoch' in text) == (form == 'pth')
     convert_file(there, back, target='legacy')
     restored = read_checkpoint(back)['model']
+    assert read_checkpoint(back)['meta']['source']['sha256'] == sha256_of(there)
     assert set(restored) == {key for key in weights if not key.startswith('head.')}
     assert all(torch.equal(tensor, weights[key]) for key, tensor in restored.items())
+
+
+CONFIG_NAME = 'fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
 
 
 def test_command_on_the_genuine_file(real_m3, tmp_path):
     first = run_tool('convert_checkpoint', real_m3, tmp_path / 'first.pth')
     assert first.returncode == 0, first.stderr
-    for words in ('legacy segmentor', 'm3', '577 tensors, 12 of them renamed', 'python tools/test.py projects/'):
+    for words in ('legacy segmentor', 'm3', '577 tensors, 12 of them renamed', 'python ', 'tools/test.py', CONFIG_NAME):
         assert words in first.stdout
     second = run_tool('convert_checkpoint', real_m3, tmp_path / 'second.pth', '--config', config_of('m3'))
     assert second.returncode == 0, second.stderr
@@ -98,6 +102,14 @@ def test_optimizer_state_is_left_out_by_name(real_m3, tmp_path):
     assert set(read_checkpoint(tmp_path / 'b.pth')) == {'meta', 'state_dict'}
 
 
+@pytest.mark.parametrize('meta', [3, None, {'CLASSES': 3}, {'dataset_meta': ['a']}])
+def test_strange_meta_counts_as_none(real_m3, tmp_path, meta):
+    torch.save({'meta': meta, 'state_dict': read_checkpoint(real_m3)['state_dict']}, tmp_path / 'a.pth')
+    convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth')
+    # 150 classes without names are ADE20K's.
+    assert read_checkpoint(tmp_path / 'b.pth')['meta']['dataset_meta']['classes'][:2] == ('wall', 'building')
+
+
 def test_own_classes_need_no_config(real_m3, tmp_path):
     content = read_checkpoint(real_m3)
     for name in ('weight', 'bias'):
@@ -105,8 +117,9 @@ def test_own_classes_need_no_config(real_m3, tmp_path):
             :7
         ]
     torch.save(content, tmp_path / 'a.pth')
-    convert_file(tmp_path / 'a.pth', tmp_path / 'b.pth')
-    assert read_checkpoint(tmp_path / 'b.pth')['state_dict']['decode_head.conv_seg.bias'].shape == (7,)
+    report = convert_file(tmp_path / 'a.pth', tmp_path / 'my b.pth')
+    assert read_checkpoint(tmp_path / 'my b.pth')['state_dict']['decode_head.conv_seg.bias'].shape == (7,)
+    assert 'CONFIG' in str(report).splitlines()[-1] and f"'{tmp_path / 'my b.pth'}'" in str(report)
 
 
 def _changed(change):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -245,7 +246,55 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(re
     assert not work.exists()
 
 
+def test_weights_alone_cannot_be_resumed(real_m3, scenes, tmp_path):
+    result = run_tool('train', CONFIG, '--resume', real_m3, '--data-root', scenes, '--work-dir', tmp_path / 'work')
+    assert_user_error(result, 'no optimizer and no message_hub', 'load_from=')
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('harm', ['suffix', 'annotation', 'empty'])
+def test_a_dataset_that_would_fail_later_is_refused_at_once(scenes, tmp_path, harm):
+    data = tmp_path / 'data'
+    shutil.copytree(scenes, data)
+    image = data / 'images' / 'training' / 'scene_training_00003.jpg'
+    if harm == 'suffix':
+        for path in image.parent.iterdir():
+            path.rename(path.with_suffix('.JPG'))
+    elif harm == 'annotation':
+        (data / 'annotations' / 'training' / 'scene_training_00003.png').unlink()
+    else:
+        shutil.rmtree(image.parent)
+    words = {'suffix': 'no images', 'annotation': 'lacks 1 of 8 annotations', 'empty': 'does not exist'}[harm]
+    with pytest.raises(UserError, match=words):
+        launch.train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(data))
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'model.backbone.archs': 'm3'}, 'archs'),
+        ({'model.type': 'EncoderDecoder'}, 'StrictEncoderDecoder'),
+        ({'train_pipeline.9.type': 'X'}, '--cfg-options do not fit'),
+    ],
+)
+def test_options_that_do_not_fit_are_named(real_m3, ade20k_sample, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        launch.test(str(CONFIG), str(real_m3), str(tmp_path / 'w'), data_root=str(ade20k_sample), cfg_options=options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_made_are_named(real_m3, ade20k_sample, tmp_path):
+    (tmp_path / 'file').touch()
+    result = run_tool(
+        'test', CONFIG, real_m3, '--data-root', ade20k_sample, '--work-dir', tmp_path, '--out', tmp_path / 'file'
+    )
+    assert_user_error(result, str(tmp_path / 'file'), 'folder')
+
+
 def test_missing_and_broken_configs_are_said(tmp_path):
+    with pytest.raises(UserError, match='is a folder'):
+        launch.load_config(tmp_path)
     with pytest.raises(UserError, match='No such config'):
         launch.load_config(tmp_path / 'none.py')
     (tmp_path / 'broken.py').write_text('a = = 1')

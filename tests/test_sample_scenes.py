@@ -10,6 +10,7 @@ from conftest import assert_user_error, run_tool
 from mmseg.datasets import ADE20KDataset
 
 from projects.recnext.recnext import sample_scenes
+from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.sample_scenes import HEIGHT, LABELS, WIDTH, best_constant, make_scene, write_dataset
 
 
@@ -88,11 +89,18 @@ def test_what_is_there_is_not_touched(tmp_path):
     assert not list((tmp_path / 'mine').iterdir())
 
 
-def test_nothing_half_made_stays(tmp_path, monkeypatch):
-    def fail(job):
-        raise OSError(28, 'No space left on device')
+def no_space(job: tuple) -> None:
+    raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(sample_scenes, '_write_scene', fail)
-    with pytest.raises(Exception, match=r'No space left|pickle'):
+
+@pytest.mark.parametrize('args', [['--seed', '-1'], ['--training', '0'], ['--validation', 'many']])
+def test_wrong_numbers_exit_with_2(tmp_path, args):
+    result = run_tool('make_sample_dataset', tmp_path / 'scenes', *args)
+    assert result.returncode == 2 and 'whole number' in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_nothing_half_made_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_scenes, '_write_scene', no_space)
+    with pytest.raises(UserError, match=r'cannot be written.*No space left'):
         write_dataset(tmp_path / 'scenes', training=1, validation=1)
     assert not list(tmp_path.iterdir())

@@ -26,6 +26,17 @@ class CfgOptions(argparse.Action):
         DictAction(self.option_strings, self.dest, nargs='+')(parser, namespace, values, option_string)
 
 
+def whole_number(least: int) -> Callable[[str], int]:
+    """Type of an argument that is a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'expected a whole number of at least {least}, found {text!r}')
+        return int(text)
+
+    return parse
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """The options that every tool with a config has."""
     parser.add_argument('--work-dir', metavar='DIR', help='where logs go (default: work_dirs/<config>)')
@@ -45,9 +56,11 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Exit with 0, or with 1 and the message of a user's mistake; other errors keep their traceback."""
+    """Exit with 0, or with 1 and the message of a user's mistake; other errors keep their traceback. Ctrl-C: 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         from projects.recnext.recnext.errors import UserError
 

@@ -1,6 +1,6 @@
 """The released variants of RecNeXt, all on one screen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .errors import UserError
 
@@ -40,12 +40,17 @@ def get_arch(arch: str | Mapping) -> dict:
             raise UserError(f'Unknown RecNeXt arch {arch!r}. Choose one of: {", ".join(ARCHS)}; or give a dict.')
         return ARCHS[arch]
     keys = set(ARCHS['m0'])
+    if not isinstance(arch, Mapping):
+        raise UserError(f'A RecNeXt arch is a name or a dict; found {arch!r}.')
     if set(arch) != keys:
         raise UserError(f'A RecNeXt arch dict has the keys {sorted(keys)}; found {sorted(arch)}.')
-    if len(arch['channels']) != STAGES or len(arch['depths']) != STAGES:
-        raise UserError(
-            f'A RecNeXt arch has {STAGES} stages; found channels {arch["channels"]} and depths {arch["depths"]}.'
-        )
+    for key in ('channels', 'depths'):
+        numbers = arch[key]
+        whole = isinstance(numbers, Sequence) and all(isinstance(number, int) and number > 0 for number in numbers)
+        if not whole or len(numbers) != STAGES:
+            raise UserError(f'A RecNeXt arch has {STAGES} stages; found {key} {numbers}.')
+    if arch['channels'][0] < 2 or int(arch['mlp_ratio'] * arch['channels'][0]) < 1:
+        raise UserError(f'No channels are left with channels {arch["channels"]} and mlp_ratio {arch["mlp_ratio"]}.')
     if arch['token_mixer'] not in TOKEN_MIXERS:
         raise UserError(f'token_mixer is one of {", ".join(TOKEN_MIXERS)}; found {arch["token_mixer"]!r}.')
     for stage, (width, before) in enumerate(zip(arch['channels'][1:], arch['channels']), start=1):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
+from mmcv.cnn import build_norm_layer, is_norm
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
@@ -226,8 +226,8 @@ class RecNeXt(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         arch = get_arch(arch)
-        if not out_indices or any(index not in range(STAGES) for index in out_indices):
-            raise UserError(f'out_indices names stages 0 to {STAGES - 1}; found {tuple(out_indices)}.')
+        if isinstance(out_indices, int) or not out_indices or any(index not in range(STAGES) for index in out_indices):
+            raise UserError(f'out_indices names stages 0 to {STAGES - 1}; found {out_indices}.')
         if frozen_stages not in range(-1, STAGES + 1):
             raise UserError(f'frozen_stages lies between -1 and {STAGES}; found {frozen_stages}.')
         norm_cfg = dict(norm_cfg)
@@ -290,11 +290,16 @@ class RecNeXt(BaseModule):
         Raises:
             UserError: the network is in training mode, or has a norm that cannot be folded.
         """
-        if self.training:
+        if any(module.training for module in self.modules()):
             raise UserError('switch_to_deploy() fixes the norm statistics for good: call .eval() on the network first.')
+        other = {type(m).__name__ for m in self.modules() if is_norm(m) and not isinstance(m, _BatchNorm)}
+        if other:
+            raise UserError(f'Only batch normalisation can be folded into a convolution; found {", ".join(other)}.')
         for module in list(self.modules())[1:]:
             if hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
+        # The modules that took the norms' places are new, and new modules are in training mode.
+        self.eval()
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
@@ -304,8 +309,6 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """
     if isinstance(norm, nn.Identity):
         return conv
-    if not isinstance(norm, _BatchNorm):
-        raise UserError(f'Only batch normalisation can be folded into a convolution; found {type(norm).__name__}.')
     with torch.no_grad():
         folded = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
     return folded.to(conv.weight.dtype)
@@ -317,7 +320,7 @@ def _untracked_statistics(module: nn.Module) -> Iterator[None]:
 
     The statistics must still be handed to the operation: autograd saves them, and counts what was saved.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

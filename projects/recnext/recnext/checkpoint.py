@@ -7,11 +7,13 @@ import pickle
 import pickletools
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 
 from .errors import UserError
@@ -72,6 +74,23 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     return checkpoint
 
 
+def download(url: str) -> Path:
+    """The file at an http(s) address, in torch.hub's cache; downloaded by the main process if it is not there yet.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    place = Path(torch.hub.get_dir(), 'checkpoints', PurePosixPath(urlparse(url).path).name)
+    if get_rank() == 0 and not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(place))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f'{url} cannot be downloaded: {error}') from None
+    barrier()
+    return place
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open('rb') as file:
@@ -96,6 +115,8 @@ def _read_torch(path: Path, device: str | torch.device) -> object:
         except pickle.UnpicklingError as error:
             raise _refused(path, _wanted(path, str(error))) from None
         except Exception as error:  # a damaged file can fail in any way
+            if 'TorchScript' in str(error):
+                raise CheckpointError(f'{path} is a TorchScript program; expected a checkpoint of weights.') from None
             raise _damaged(path, error) from None
 
 
@@ -162,10 +183,12 @@ def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
         CheckpointError: the folder does not exist, or the file cannot be written there.
     """
     path = Path(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise CheckpointError(f'No such folder: {path.parent}. Create it, or choose another destination.')
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f'{path} is a folder; expected the name of a file to write.')
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise CheckpointError(f'{path} is a device or the like; expected the name of a file to write.')
     # An open file, not a name: torch.save would write the name into the archive.
     write_atomically(path, lambda file: torch.save(dict(checkpoint), file))
 
@@ -176,7 +199,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         CheckpointError: it cannot be written; what was there stays.
     """
-    beside = path.with_name(f'.{path.name}.{os.getpid()}{PARTIAL}')
+    beside = path.with_name(f'.{os.getpid()}{PARTIAL}')
     try:
         with beside.open('xb') as file:
             write(file)
@@ -186,12 +209,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(f'{path} cannot be written: {error}') from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def remove_partial_files(folder: str | Path) -> None:
     """Remove what :func:`write_atomically` left in a work dir when it was killed; no other process may write there."""
-    for path in Path(folder).glob(f'.*.pth.*{PARTIAL}'):
+    for path in Path(folder).glob(f'.*{PARTIAL}'):
         path.unlink(missing_ok=True)
 
 

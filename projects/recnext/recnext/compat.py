@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import warnings
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -17,6 +18,7 @@ def repair_stack() -> None:
     read_checkpoints_safely()
     write_files_atomically()
     resume_from_newest_complete()
+    silence_unavoidable_warnings()
 
 
 def stand_in_for_mmcv_ops() -> None:
@@ -59,21 +61,28 @@ def _not_compiled(self: object, *_: object, **__: object) -> NoReturn:
 
 
 def read_checkpoints_safely() -> None:
-    """Let mmengine read the checkpoints that it writes, and name what is wrong with those that it cannot read.
+    """Let mmengine read the checkpoints that it writes, run nothing in any, and name what is wrong with the rest.
 
-    Defect: mmengine saves its log of scalars with the weights, and torch >= 2.6 refuses to read those types back, so
-    that testing or resuming fails with "Unsupported global: HistoryBuffer".
+    Defects: mmengine saves its log of scalars with the weights, and torch >= 2.6 refuses to read those types back, so
+    that testing or resuming fails with "Unsupported global: HistoryBuffer". And what it downloads it unpickles without
+    ``weights_only``, which runs whatever the file says.
 
-    Repair: local files go through :func:`checkpoint.read_checkpoint`, which allows those types and no others.
+    Repair: local files and downloads go through :func:`checkpoint.read_checkpoint`.
     """
-    from mmengine.runner.checkpoint import CheckpointLoader
+    from mmengine.runner import checkpoint
 
-    from .checkpoint import read_checkpoint
+    from .checkpoint import download, read_checkpoint
 
     def load_from_local(filename: str, map_location: object = None) -> dict:
         return read_checkpoint(filename, map_location)
 
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    def load_from_http(filename: str, map_location: object = None, *_: object, **__: object) -> dict:
+        return read_checkpoint(download(filename), map_location)
+
+    checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
+    checkpoint.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+    # mmengine's other schemes, torchvision:// and so on, look up an address and call this.
+    checkpoint.load_from_http = load_from_http
 
 
 def write_files_atomically() -> None:
@@ -108,3 +117,17 @@ def resume_from_newest_complete() -> None:
 
     for module in (checkpoint, runner):
         module.find_latest_checkpoint = find_newest_checkpoint
+
+
+def silence_unavoidable_warnings() -> None:
+    """Keep quiet what a user of these configs can do nothing about.
+
+    Defect: mmseg warns of its own use of its own deprecated function, of a default that is the released recipe's, and
+    that no pictures will be drawn when none were asked for.
+    """
+    for message in (
+        '``build_loss`` would be deprecated soon',
+        'Default ``avg_non_ignore`` is False',
+        'The draw is False',
+    ):
+        warnings.filterwarnings('ignore', message=message)

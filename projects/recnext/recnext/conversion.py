@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .archs import ARCHS, STAGES
@@ -37,11 +38,16 @@ EMA_BUFFER = re.compile(r'ema_(backbone|neck|decode_head)_')
 STATE_DICT_KEYS = ('state_dict', 'model')
 """Under which key a file keeps its weights: mmcv, mmengine | the ImageNet files. A bare state dict has neither."""
 
-EMA_KEYS = ('ema_state_dict', 'model_ema', 'state_dict_ema')
-"""Under which key a file keeps averaged weights: mmengine | DeiT's training code | timm."""
+EMA_KEYS = ('model_ema', 'state_dict_ema')
+"""Under which key a file keeps averaged weights: DeiT's training code | timm."""
+
+SWAPPED_EMA_KEY = 'ema_state_dict'
+"""mmengine's EMAHook swaps the two when it saves: the averages stand in ``state_dict``, the raw weights here."""
 
 BACKBONE = 'backbone.'
+DISTRIBUTED = 'module.'
 LISTED = 10
+LONGEST_KEY = 120
 
 
 class ConversionError(UserError):
@@ -89,27 +95,32 @@ def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
 
     Args:
         checkpoint: What a file holds: a state dict, bare or under one of :data:`STATE_DICT_KEYS`.
-        ema: Take the averaged weights instead (see :data:`EMA_KEYS`; mmcv 1.x keeps them as buffers
-            ``ema_backbone_...`` among the weights).
+        ema: Take the averaged weights (see :data:`EMA_KEYS` and :data:`SWAPPED_EMA_KEY`). mmcv 1.x keeps them among
+            the weights as ``ema_backbone_...``, in runs by iterations such as those of mmseg.
 
     Raises:
         ConversionError: there are no such weights, or what stands in their place is not tensors.
     """
     weights_key = find_weights(checkpoint, ema)
     state_dict = checkpoint if weights_key is None else checkpoint[weights_key]
-    if weights_key in EMA_KEYS:
-        # mmengine's averaged model has a counter of its own.
-        state_dict = {key: value for key, value in state_dict.items() if key != 'steps'}
-    strange = [key for key, value in state_dict.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    strange = [key for key, value in state_dict.items() if not isinstance(key, str) or not _has_values(value)]
     if strange or not state_dict:
         raise ConversionError(
-            'This holds no state dict. Expected tensors by name, bare or under '
-            f'{" or ".join(map(repr, STATE_DICT_KEYS))}; found {_shortened(list(checkpoint)) or "nothing"}.'
+            'This holds no state dict. Expected dense tensors by name, bare or under '
+            f'{" or ".join(map(repr, STATE_DICT_KEYS))}; found {_shortened(strange or list(checkpoint)) or "nothing"}.'
         )
-    state_dict = {re.sub(r'^module\.', '', key): value for key, value in state_dict.items()}
-    if ema and weights_key not in EMA_KEYS:
+    if all(key.startswith(DISTRIBUTED) for key in state_dict):
+        state_dict = {key.removeprefix(DISTRIBUTED): value for key, value in state_dict.items()}
+    if ema and weights_key not in EMA_KEYS and SWAPPED_EMA_KEY not in checkpoint:
         return _mmcv_averages(state_dict)
     return state_dict
+
+
+def _has_values(value: object) -> bool:
+    """Whether this is a tensor with a number of its own in memory for each of its elements."""
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _mmcv_averages(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,7 +244,7 @@ def check_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
         ConversionError: listing the first ten disagreements and their number.
     """
     wrong = [f'missing: {key}' for key in expected if key not in state_dict]
-    wrong += [f'unexpected: {key}' for key in state_dict if key not in expected]
+    wrong += [f'unexpected: {key[:LONGEST_KEY]}' for key in state_dict if key not in expected]
     for key in expected.keys() & state_dict.keys():
         found, wanted = state_dict[key], expected[key]
         if found.shape != wanted.shape:

@@ -1,16 +1,19 @@
 """Checkpoint files from one layout to another; the conversion itself is ``conversion.convert``."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmseg.datasets import ADE20KDataset
 from torch import nn
 
 from .checkpoint import read_checkpoint, sha256_of, write_checkpoint
 from .conversion import (
     EMA_KEYS,
     STATE_DICT_KEYS,
+    SWAPPED_EMA_KEY,
     Conversion,
     ConversionError,
     check_fit,
@@ -23,13 +26,13 @@ from .errors import UserError
 from .launch import load_config
 from .models import build_skeleton, released_model_cfg
 from .paths import CONFIGS, PROJECT_ROOT
-from .released import read_releases
 
 NOT_WEIGHTS = {
     'optimizer': 'optimizer state',
     'param_schedulers': 'scheduler state',
     'message_hub': 'log of scalars',
     **dict.fromkeys(EMA_KEYS, 'averaged weights, not asked for'),
+    SWAPPED_EMA_KEY: 'raw weights: mmengine saves the averaged ones as state_dict',
     **dict.fromkeys(STATE_DICT_KEYS, 'weights, but the averaged ones were asked for'),
 }
 
@@ -67,10 +70,15 @@ class Report:
     def _next(self) -> str:
         if self.target == 'legacy':
             return 'load it with mmseg 0.x'
-        config = self.config or 'CONFIG'
+        config = os.path.relpath(self.config) if self.config else 'CONFIG'
         if self.conversion.layout.is_segmentor:
-            return f'python tools/test.py {config} {self.destination}'
-        return f'python tools/train.py {config} --cfg-options model.backbone.init_cfg.checkpoint={self.destination}'
+            return shlex.join(['python', _tool('test'), config, str(self.destination)])
+        option = f'model.backbone.init_cfg.checkpoint={self.destination}'
+        return shlex.join(['python', _tool('train'), config, '--cfg-options', option])
+
+
+def _tool(name: str) -> str:
+    return os.path.relpath(PROJECT_ROOT / 'tools' / f'{name}.py')
 
 
 def convert_file(
@@ -90,22 +98,23 @@ def convert_file(
     """
     source, destination = Path(source), Path(destination)
     checkpoint = read_checkpoint(source)
-    if destination.exists() and os.path.samefile(source, destination):
+    if os.path.exists(destination) and os.path.samefile(source, destination):
         raise UserError(f'{destination} is the source itself. Choose another destination.')
     try:
         conversion = convert(get_state_dict(checkpoint, ema), target)
-        expected = _expected_network(conversion, config)
+        network = _expected_segmentor(conversion, config)
+        expected = network if conversion.layout.is_segmentor else network.backbone
         tensors = {rename(key, target): tensor for key, tensor in expected.state_dict().items()}
         check_fit(conversion.state_dict, tensors, _described(conversion, config))
     except ConversionError as error:
         raise ConversionError(f'{source}: {error}') from None
     digest = sha256_of(source)
-    meta = convert_meta(checkpoint.get('meta', {}), target)
+    meta = convert_meta(checkpoint.get('meta'), target, *_classes_of(conversion))
     meta['source'] = dict(file=source.name, sha256=digest, layout=str(conversion.layout), arch=conversion.arch, ema=ema)
     # Clones, so that a file with views of larger storages does not drag these along.
     weights = {key: tensor.clone() for key, tensor in conversion.state_dict.items()}
-    released = target == 'legacy' and not conversion.layout.is_segmentor
-    write_checkpoint({'model': weights} if released else {'meta': meta, 'state_dict': weights}, destination)
+    released_imagenet = target == 'legacy' and not conversion.layout.is_segmentor
+    write_checkpoint({'meta': meta, 'model' if released_imagenet else 'state_dict': weights}, destination)
     left_out = {**conversion.left_out, **_other_entries(checkpoint, find_weights(checkpoint, ema))}
     return Report(source, digest, destination, target, conversion, left_out, config or _usual_config(conversion))
 
@@ -116,28 +125,42 @@ def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, st
     return {key: NOT_WEIGHTS.get(key, 'not weights') for key in others}
 
 
-def convert_meta(meta: Mapping, target: str) -> dict:
-    """The part of a checkpoint's ``meta`` that says what the weights are, as mmseg 1.x or 0.x spells it."""
-    known = meta.get('dataset_meta') or {}
+def convert_meta(meta: object, target: str, num_classes: int | None = None) -> dict:
+    """The part of a checkpoint's ``meta`` that says what the weights are, as mmseg 1.x or 0.x spells it.
+
+    Args:
+        meta: As found; what is not of the expected type counts as absent.
+        target: ``'mmseg1'`` or ``'legacy'``.
+        num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
+    """
+    meta = meta if isinstance(meta, Mapping) else {}
+    known = meta.get('dataset_meta') if isinstance(meta.get('dataset_meta'), Mapping) else {}
     classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
-    kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if key in meta}
-    if classes is None:
-        return kept
+    kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
+    if not isinstance(classes, list | tuple):
+        if num_classes != len(ADE20KDataset.METAINFO['classes']):
+            return kept
+        classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']
     if target == 'legacy':
         return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
     return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
 
 
-def _expected_network(conversion: Conversion, config: str | None) -> nn.Module:
-    """The network that the weights belong to, without memory: the config's, or else the released one."""
+def _expected_segmentor(conversion: Conversion, config: str | None) -> nn.Module:
+    """The segmentor that the weights belong to, or belong into, without memory: the config's, or the released one."""
     if config is not None:
-        network = build_skeleton(load_config(config).model)
-        return network if conversion.layout.is_segmentor else network.backbone
+        return build_skeleton(load_config(config).model)
     if conversion.arch is None:
         raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
+    return build_skeleton(released_model_cfg(conversion.arch, *_classes_of(conversion)))
+
+
+def _classes_of(conversion: Conversion) -> list[int]:
+    """How many classes the head has, as a list of one; empty if there is no head."""
     classifier = conversion.state_dict.get('decode_head.conv_seg.weight')
-    network = build_skeleton(released_model_cfg(conversion.arch, *(() if classifier is None else classifier.shape[:1])))
-    return network if conversion.layout.is_segmentor else network.backbone
+    if classifier is not None and not classifier.numel():
+        raise ConversionError('decode_head.conv_seg.weight has no classes.')
+    return [] if classifier is None else [classifier.shape[0]]
 
 
 def _described(conversion: Conversion, config: str | None) -> str:
@@ -146,6 +169,8 @@ def _described(conversion: Conversion, config: str | None) -> str:
 
 
 def _usual_config(conversion: Conversion) -> str | None:
-    names = (r['config'] for r in read_releases() if r['task'] == 'segmentation' and r['arch'] == conversion.arch)
-    name = next(names, None)
-    return name and str((CONFIGS / name).relative_to(PROJECT_ROOT))
+    """A config of this project for such weights; None if there is none."""
+    if _classes_of(conversion) not in ([], [150]):
+        return None
+    found = sorted(CONFIGS.glob(f'fpn_recnext-{conversion.arch}_*.py'))
+    return str(found[0]) if found else None

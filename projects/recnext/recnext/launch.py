@@ -1,54 +1,54 @@
 """Training and testing behind the command lines: a config, checked, with the options applied, in MMEngine's Runner."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmseg.registry import DATASETS
 
-from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
+from .checkpoint import download, find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
 from .distributed import prepare_processes
 from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
+from .segmentor import StrictEncoderDecoder
 
 SPLITS = ('train', 'val', 'test')
 
-HARMLESS = (
-    '``build_loss`` would be deprecated soon',  # mmseg's own heads call it
-    'Default ``avg_non_ignore`` is False',  # as in the released recipe
-    'The draw is False',  # no pictures were asked for
-)
-"""Warnings of the stack that a user of these configs can do nothing about."""
-
 TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
 """What the Runner needs for training only; it takes either all of them or none."""
+
+TRAINING_STATE = ('optimizer', 'message_hub')
+"""What a checkpoint holds beside the weights if training can go on from it."""
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     """Read a config file and merge ``key=value`` options into it.
 
     Raises:
-        UserError: no such file, or one that cannot be read.
+        UserError: no such file, or one that cannot be read, or options that do not fit in it.
     """
     if not Path(path).is_file():
-        raise UserError(f'No such config: {path}')
+        raise UserError(
+            f'{path} is a folder; expected a config in it.' if Path(path).is_dir() else f'No such config: {path}'
+        )
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program of the user's
         raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except Exception as error:
+        raise UserError(f'--cfg-options do not fit {path}: {type(error).__name__}: {error}') from None
     for split in SPLITS:
         loader = cfg.get(f'{split}_dataloader')
         if loader and not loader.get('num_workers'):
             # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
             loader.persistent_workers = False
-    for message in HARMLESS:
-        warnings.filterwarnings('ignore', message=message)
     return cfg
 
 
@@ -78,26 +78,50 @@ def train(
         UserError: what is missing or does not fit, before the first iteration.
     """
     cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('train', 'val'))
     if amp:
-        cfg.optim_wrapper.type = 'Bfloat16OptimWrapper'
-    remove_partial_files(cfg.work_dir)
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = find_newest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-    if cfg.get('load_from'):
-        check_checkpoint(cfg, cfg.load_from)
-        # All weights come from there: no need for the ImageNet file.
-        cfg.model.backbone.init_cfg = None
-    check_pretrained(cfg)
-    cfg.launcher = launcher
-    prepare_processes(cfg)
+        cfg.optim_wrapper = dict(type='Bfloat16OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)
     if auto_scale_lr:
         cfg.auto_scale_lr.enable = True
+    choose_weights(cfg, resume)
+    make_folder(cfg.work_dir)
+    remove_partial_files(cfg.work_dir)
+    prepare_processes(cfg)
     runner = Runner.from_cfg(cfg)
     runner.logger.info(describe_batch(cfg, runner.world_size))
     runner.train()
+
+
+def choose_weights(cfg: Config, resume: str | None) -> None:
+    """Decide what training starts from, and make sure that it is there and fits.
+
+    Args:
+        cfg: Of the run; changed in place.
+        resume: See :func:`train`; the config's own ``resume`` counts where it is None.
+
+    Raises:
+        UserError: a file is missing, does not fit, or holds no training state to go on from.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    if resume is not None:
+        cfg.load_from = find_newest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    # Nothing to resume yet: a fresh start.
+    cfg.resume = resume is not None and cfg.load_from is not None
+    if not cfg.get('load_from'):
+        check_pretrained(cfg)
+        return
+    checkpoint = check_checkpoint(cfg, cfg.load_from)
+    missing = [key for key in TRAINING_STATE if key not in checkpoint]
+    if cfg.resume and missing:
+        raise UserError(
+            f'{cfg.load_from} holds weights, but no {" and no ".join(missing)} to go on from.\n'
+            f'  To start a new run from these weights: --cfg-options load_from={cfg.load_from}'
+        )
+    # All weights come from there: no need for the ImageNet file.
+    cfg.model.backbone.init_cfg = None
 
 
 def describe_batch(cfg: Config, world_size: int) -> str:
@@ -129,13 +153,13 @@ def test(
 
     Args:
         config: Path of the config.
-        checkpoint: Path of the weights, of mmseg 1.x or 0.x.
+        checkpoint: Path or address of the weights, of mmseg 1.x or 0.x.
         work_dir: Where logs go; ``work_dirs/<config>`` if None.
         out: Folder for the label maps, as PNG in the numbering of the annotations.
         show: Open a window for each picture.
         show_dir: Folder for pictures of image, truth and prediction.
         wait_time: Seconds that each window stays.
-        tta: Average over scales and flips.
+        tta: Average over the scales and flips of the config.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
@@ -147,6 +171,7 @@ def test(
         UserError: what is missing or does not fit, before anything is written.
     """
     cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
     check_checkpoint(cfg, checkpoint)
@@ -158,11 +183,16 @@ def test(
     if show_dir:
         cfg.visualizer.picture_dir = show_dir
     if tta:
+        if 'tta_pipeline' not in cfg:
+            raise UserError(f'{config} has no tta_pipeline; --tta needs one.')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if out:
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
-    cfg.launcher = launcher
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        for evaluator in evaluators:
+            evaluator.update(output_dir=out, keep_results=True)
+    for folder in filter(None, (cfg.work_dir, out, show_dir)):
+        make_folder(folder)
     prepare_processes(cfg)
     return Runner.from_cfg(cfg).test()
 
@@ -172,24 +202,53 @@ def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
 
 
+def make_folder(path: str | Path) -> None:
+    """Make a folder to write in.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{path} cannot be made a folder to write in: {error.strerror}') from None
+
+
 def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> None:
     """Point the datasets of ``splits`` at ``data_root``, or at where the config's own is found, and check them.
 
     Raises:
-        UserError: a folder is missing or holds nothing.
+        UserError: there are no images, or images without an annotation.
     """
     for split in splits:
-        for dataset in _leaves(cfg[f'{split}_dataloader'].dataset):
-            root = Path(data_root or find_path(dataset.data_root) or dataset.data_root)
-            for folder in filter(None, dataset.data_prefix.values()):
-                place = root / folder
-                if not place.is_dir() or not any(place.iterdir()):
-                    raise UserError(
-                        f'The {split} set is not where the config looks for it: {place} '
-                        f'{"is empty" if place.is_dir() else "does not exist"}.\n'
-                        '  Name the folder that holds images/ and annotations/ with --data-root.'
-                    )
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in _leaves(loader.dataset) if loader else ():
+            root = data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root
             dataset.data_root = str(root)
+            check_dataset(dataset, split)
+
+
+def check_dataset(dataset: ConfigDict, split: str) -> None:
+    """Make sure that a dataset has images, and each an annotation.
+
+    Raises:
+        UserError: naming the folder, or the first missing annotation and how many there are.
+    """
+    init_default_scope('mmseg')
+    advice = '\n  Name the folder that holds images/ and annotations/ with --data-root.'
+    try:
+        built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': False})
+        samples = [built.get_data_info(index) for index in range(len(built))]
+    except OSError as error:
+        raise UserError(f'The {split} set is not at {error.filename}, which does not exist.{advice}') from None
+    except ValueError:  # numpy's, from mmengine: a list of nothing
+        samples = []
+    if not samples:
+        where = Path(dataset.data_root, dataset.data_prefix.img_path)
+        raise UserError(f'The {split} set has no images: nothing in {where} that the config looks for.{advice}')
+    missing = [info['seg_map_path'] for info in samples if not Path(info.get('seg_map_path', '.')).exists()]
+    if missing:
+        raise UserError(f'The {split} set lacks {len(missing)} of {len(samples)} annotations, such as {missing[0]}')
 
 
 def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
@@ -212,14 +271,24 @@ def check_pretrained(cfg: Config) -> None:
         read_pretrained(backbone, checkpoint)
 
 
-def check_checkpoint(cfg: Config, checkpoint: str) -> None:
+def check_checkpoint(cfg: Config, checkpoint: str) -> dict:
     """Make sure that a checkpoint fits the network of a config, before anything is built or written.
+
+    Returns:
+        What the file holds.
 
     Raises:
         UserError: it cannot be read, or does not fit.
     """
-    weights = read_checkpoint(checkpoint)
+    content = read_checkpoint(download(checkpoint) if '://' in checkpoint else checkpoint)
+    segmentor = build_skeleton(cfg.model)
+    if not isinstance(segmentor, StrictEncoderDecoder):
+        raise UserError(
+            f'model.type is {type(segmentor).__name__}, which would load weights that do not fit and only log it. '
+            'Use StrictEncoderDecoder, which is the same but for that.'
+        )
     try:
-        build_skeleton(cfg.model).fit(weights)
+        segmentor.fit(content)
     except ConversionError as error:
         raise ConversionError(f'{checkpoint}: {error}') from None
+    return content

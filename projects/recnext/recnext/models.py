@@ -7,14 +7,22 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from .archs import ARCHS
+from .errors import UserError
 from .paths import CONFIGS
 
 
 def build_skeleton(model_cfg: dict) -> nn.Module:
-    """The network of a config's ``model`` on the ``meta`` device: names, shapes and dtypes, but no values."""
+    """The network of a config's ``model`` on the ``meta`` device: names, shapes and dtypes, but no values.
+
+    Raises:
+        UserError: it cannot be built; with the reason, such as the name of a misspelt argument.
+    """
     init_default_scope('mmseg')
-    with torch.device('meta'):
-        return MODELS.build(model_cfg)
+    try:
+        with torch.device('meta'):
+            return MODELS.build(model_cfg)
+    except (TypeError, KeyError, AssertionError) as error:
+        raise UserError(f'The model of the config cannot be built: {error}') from None
 
 
 def released_model_cfg(arch: str, num_classes: int = 150) -> dict:

@@ -1,4 +1,4 @@
-"""Where things are: relative paths are looked up in the working directory first, then in the project."""
+"""Where the parts of the project are, and what its configs name relative to it: data and weights to start from."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import nn
 
-from .checkpoint import read_checkpoint, sha256_of
+from .checkpoint import download, read_checkpoint, sha256_of
 from .conversion import Conversion, check_fit, convert, get_state_dict, select_backbone
 from .errors import UserError
 from .paths import find_path
@@ -35,7 +35,7 @@ def read_pretrained(backbone: nn.Module, checkpoint: str) -> tuple[Path, Convers
 
     Args:
         backbone: A RecNeXt, on any device.
-        checkpoint: Path, absolute, or relative to the working directory or to the project.
+        checkpoint: Path, absolute, or relative to the working directory or to the project; or an address.
 
     Returns:
         Where the file was found, and its weights under the backbone's names.
@@ -43,7 +43,7 @@ def read_pretrained(backbone: nn.Module, checkpoint: str) -> tuple[Path, Convers
     Raises:
         UserError: no such file, with where to get it; or weights that do not fit exactly.
     """
-    path = find_path(checkpoint)
+    path = download(checkpoint) if '://' in checkpoint else find_path(checkpoint)
     if path is None:
         release = find_release(checkpoint)
         raise UserError(
