@@ -22,12 +22,27 @@ from projects.recnext.recnext.sample_scenes import write_dataset
 ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable}
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    """Whatever a failed test started is ended: torchrun takes its processes along."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=60)
+
+
 def start(script: str, *args: object, **variables: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         ['bash', str(ROOT / 'tools' / script), *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**ENVIRONMENT, **variables},
-        start_new_session=True,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def run(script: str, *args: object, **variables: str) -> str:
@@ -143,30 +158,39 @@ def test_two_machines_on_one(trained, tmp_path):
     assert (tmp_path / 'train' / 'iter_2.pth').exists()
 
 
-def processes_of(group: int) -> list[int]:
-    listing = subprocess.run(['ps', '-eo', 'pid,pgid,sid,stat'], capture_output=True, text=True).stdout.splitlines()[1:]
-    rows = [line.split() for line in listing]
-    return [int(pid) for pid, _, session, state in rows if int(session) == group and 'Z' not in state]
+def descendants(ancestor: int) -> list[int]:
+    """Processes under ``ancestor``, children before grandchildren."""
+    listing = subprocess.run(['ps', '-eo', 'pid=,ppid=,stat='], capture_output=True, text=True).stdout.splitlines()
+    rows = [(int(pid), int(parent)) for pid, parent, state in map(str.split, listing) if 'Z' not in state]
+    found = [ancestor]
+    for process in found:
+        found += [pid for pid, parent in rows if parent == process]
+    return found[1:]
 
 
-def test_one_process_killed_ends_them_all(scenes, tmp_path):
+def is_running(process: int) -> bool:
+    state = subprocess.run(['ps', '-o', 'stat=', '-p', str(process)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith('Z')
+
+
+@pytest.mark.parametrize('victim', ['training process', 'data loader'])
+def test_one_process_killed_ends_them_all(scenes, tmp_path, victim):
     config = write_tiny_config(tmp_path, scenes)
-    args = [config, 2, '--work-dir', tmp_path / 'work', '--cfg-options', 'train_cfg.max_iters=100000']
-    process = start('dist_train.sh', *args)
+    options = ['train_cfg.max_iters=100000', 'train_dataloader.num_workers=1']
+    process = start('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
     for line in process.stdout:
         if 'Iter(train)' in line:
             break
-    listing = subprocess.run(['ps', '-eo', 'pid,sid,args'], capture_output=True, text=True).stdout.splitlines()
-    rows = [line.split(maxsplit=2) for line in listing[1:]]
-    mine = [(int(pid), args) for pid, session, args in rows if session == str(process.pid)]
-    workers = [pid for pid, args in mine if 'tools/train.py' in args and 'torch.distributed.run' not in args]
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
+    everybody = descendants(process.pid)
+    workers = [pid for pid in everybody if descendants(pid)]
+    loaders = [pid for pid in everybody if not descendants(pid)]
+    assert len(workers) == 2 and len(loaders) >= 2
+    os.kill(workers[1] if victim == 'training process' else loaders[-1], signal.SIGKILL)
     began = time.monotonic()
     said = process.communicate(timeout=60)[0]
     assert process.returncode != 0 and time.monotonic() - began < 30
-    assert 'Signal 9' in said
-    assert processes_of(process.pid) == []
+    assert 'Signal 9' in said or 'killed by signal' in said
+    assert not [pid for pid in everybody if is_running(pid)]
 
 
 def test_an_unreadable_image_ends_the_job_and_is_named(scenes, tmp_path):
@@ -177,7 +201,6 @@ def test_an_unreadable_image_ends_the_job_and_is_named(scenes, tmp_path):
     process = start('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work')
     said = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and 'scene_training_00003' in said
-    assert processes_of(process.pid) == []
 
 
 @pytest.mark.parametrize(
@@ -199,4 +222,41 @@ def test_what_once_needed_edits_inside_mmcv(two_processes, old_error):
 @pytest.mark.parametrize('args', [[], ['config.py'], ['config.py', 'two']])
 def test_scripts_say_how_they_are_used(args):
     process = start('dist_train.sh', *args)
+    assert 'usage' in process.communicate()[0] and process.returncode == 2
+
+
+SRUN = """#!/usr/bin/env python3
+# Stands in for Slurm's srun: starts --ntasks processes with Slurm's variables.
+import os, subprocess, sys
+args, tasks = sys.argv[1:], 0
+while args[0].startswith('--'):
+    option = args.pop(0)
+    value = args.pop(0) if '=' not in option else ''
+    if option == '--ntasks':
+        tasks = int(value)
+names = dict(SLURM_NTASKS=str(tasks), SLURM_LAUNCH_NODE_IPADDR='127.0.0.1', OMP_NUM_THREADS='1')
+running = [
+    subprocess.Popen(args, env={**os.environ, **names, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)})
+    for i in range(tasks)
+]
+sys.exit(max(process.wait() for process in running))
+"""
+
+
+def test_under_slurm(trained, tmp_path):
+    config, checkpoint = trained
+    (tmp_path / 'srun').write_text(SRUN)
+    (tmp_path / 'srun').chmod(0o755)
+    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='2', GPUS_PER_NODE='2', MASTER_PORT=free_port())
+    said = run('slurm_test.sh', 'partition', 'job', config, checkpoint, '--work-dir', tmp_path / 'te st', **variables)
+    alone = run_tool('test', config, checkpoint, '--work-dir', tmp_path / 'alone')
+    assert metrics(said) == metrics(alone.stdout)
+    options = ['--work-dir', tmp_path / 'train', '--cfg-options', 'train_cfg.max_iters=1']
+    said = run('slurm_train.sh', 'partition', 'job', config, *options, **{**variables, 'MASTER_PORT': free_port()})
+    assert '2 processes x 2' in said and (tmp_path / 'train' / 'iter_1.pth').exists()
+
+
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
+def test_slurm_scripts_say_how_they_are_used(script):
+    process = start(script, 'partition')
     assert 'usage' in process.communicate()[0] and process.returncode == 2

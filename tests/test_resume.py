@@ -87,13 +87,17 @@ def test_killed_at_random_moments(request, scenes, tmp_path):
             list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         reached = 0
-        stop = None
+        until = None
         for line in process.stdout:
             if match := re.search(r'Iter\(train\) \[ *(\d+)/', line):
                 reached = int(match[1])
-                stop = stop or time.monotonic() + rng.uniform(0, 40 / kills * 0.1)
-            if stop and time.monotonic() >= stop:
+                until = until or time.monotonic() + rng.uniform(0, 4 / kills)
+            if until and time.monotonic() >= until:
                 break
+        if killed % 2:
+            # Every other time, in the middle of writing a checkpoint.
+            while process.poll() is None and not list(work.glob('.*.partial')):
+                pass
         if process.poll() is not None:
             break
         os.killpg(process.pid, signal.SIGKILL)
@@ -102,8 +106,8 @@ def test_killed_at_random_moments(request, scenes, tmp_path):
         killed += 1
         in_writing += bool(list(work.glob('.*.partial')))
         newest = find_newest_checkpoint(work)
-        assert newest is None or read_checkpoint(newest)['meta']['iter'] >= reached - 1
-    assert killed == kills, f'finished after {killed} kills'
+        assert (0 if newest is None else read_checkpoint(newest)['meta']['iter']) >= reached - 1
+    assert killed == kills and in_writing, f'finished after {killed} kills, {in_writing} of them in writing'
     print(f'{killed} kills, {in_writing} of them while a checkpoint was written')
     train(config, work, '--resume')
     assert not list(work.glob('.*.partial'))

@@ -1,5 +1,6 @@
 """Training and testing behind the command lines: a config, checked, with the options applied, in MMEngine's Runner."""
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def train(
     resume: str | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    tensorboard: bool = False,
     data_root: str | None = None,
     cfg_options: dict | None = None,
     launcher: str = 'none',
@@ -70,6 +74,9 @@ def train(
         resume: ``'auto'`` for the newest checkpoint of ``work_dir``, or the path of one.
         amp: Mixed precision in bfloat16.
         auto_scale_lr: Scale the learning rate with the number of images an iteration.
+        channels_last: Keep weights and activations in channels-last order.
+        compile: Compile the training step with torch.compile.
+        tensorboard: Write TensorBoard files beside the JSON lines.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
@@ -85,12 +92,22 @@ def train(
         cfg.optim_wrapper = dict(type='Bfloat16OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)
     if auto_scale_lr:
         cfg.auto_scale_lr.enable = True
+    if channels_last:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='ChannelsLastHook')]
+    if compile:
+        cfg.compile = True
+    if tensorboard:
+        if importlib.util.find_spec('tensorboard') is None:
+            raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
+        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, dict(type='TensorboardVisBackend')]
     choose_weights(cfg, resume)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
     prepare_processes(cfg)
     runner = Runner.from_cfg(cfg)
     runner.logger.info(describe_batch(cfg, runner.world_size))
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
+        runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
     runner.train()
 
 
