@@ -20,6 +20,7 @@ from mmseg.evaluation import IoUMetric
 from PIL import Image
 
 from projects.recnext.recnext import launch
+from projects.recnext.recnext.checkpoint import read_checkpoint
 from projects.recnext.recnext.conversion import ConversionError
 from projects.recnext.recnext.converter import convert_file
 from projects.recnext.recnext.errors import UserError
@@ -174,6 +175,7 @@ def test_training_learns_then_tests_and_resumes(scenes, tmp_path):
     validated = [line for line in first.stdout.splitlines() if 'Iter(val)' in line][-1]
     figures = [word.split('data_time')[0].strip() for word in (validated, tested.stdout.splitlines()[-1])]
     assert figures[0].split('aAcc')[1] == figures[1].split('aAcc')[1]
+    assert (work / 'best_mIoU_iter_12.pth').exists()
     averaged = run_tool(
         'test', DEMO_CONFIG, work / 'iter_12.pth', '--tta', '--data-root', scenes, '--work-dir', tmp_path / 'tta'
     )
@@ -220,6 +222,49 @@ def test_amp_is_bfloat16(scenes, tmp_path):
     cfg = Config.fromfile(next(tmp_path.glob('*/vis_data/config.py')))
     assert cfg.optim_wrapper.type == 'Bfloat16OptimWrapper'
     assert np.isfinite(losses(tmp_path)).all() and len(losses(tmp_path)) == 1
+
+
+def test_the_other_options_of_training(scenes, tmp_path):
+    options = ['--cfg-options', 'train_dataloader.num_workers=0', 'train_dataloader.batch_size=2']
+    options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=5', 'default_hooks.logger.interval=1']
+    result = run_tool(
+        'train',
+        DEMO_CONFIG,
+        '--channels-last',
+        '--auto-scale-lr',
+        '--data-root',
+        scenes,
+        '--work-dir',
+        tmp_path,
+        *options,
+    )
+    assert result.returncode == 0, result.stderr
+    assert '2 images an iteration (1 processes x 2), learning rate 0.00075.' in result.stdout
+    assert 'The recipe has 4 images; the learning rate is scaled accordingly.' in result.stdout
+    assert 'Scaling the original LR by 0.5' in result.stdout and 'images_per_second' in result.stdout
+    weight = read_checkpoint(tmp_path / 'iter_2.pth')['state_dict']['neck.fpn_convs.0.conv.weight']
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ('batch', 'processes', 'scale', 'words'),
+    [
+        (4, 8, False, '32 images an iteration (8 processes x 4), learning rate 0.0001. As in the recipe.'),
+        (4, 1, False, 'learning rate 0.0001. The recipe has 32 images; the learning rate is not scaled'),
+        (4, 2, True, 'learning rate 2.5e-05. The recipe has 32 images; the learning rate is scaled'),
+    ],
+)
+def test_batch_and_learning_rate_are_said(batch, processes, scale, words):
+    cfg = Config.fromfile(CONFIG)
+    cfg.train_dataloader.batch_size, cfg.auto_scale_lr.enable = batch, scale
+    assert words in launch.describe_batch(cfg, processes)
+
+
+def test_tensorboard_must_be_installed(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='pip install tensorboard'):
+        launch.train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), tensorboard=True)
+    assert not (tmp_path / 'work').exists()
 
 
 def test_missing_imagenet_file_stops_before_the_first_iteration(scenes, tmp_path):
