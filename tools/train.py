@@ -22,7 +22,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--channels-last', action='store_true', help='keep weights and activations in channels-last order'
     )
-    parser.add_argument('--compile', action='store_true', help='compile the training step with torch.compile')
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
     add_config_options(parser)
     add_launcher_options(parser)

@@ -60,7 +60,6 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     channels_last: bool = False,
-    compile: bool = False,
     tensorboard: bool = False,
     data_root: str | None = None,
     cfg_options: dict | None = None,
@@ -75,7 +74,6 @@ def train(
         amp: Mixed precision in bfloat16.
         auto_scale_lr: Scale the learning rate with the number of images an iteration.
         channels_last: Keep weights and activations in channels-last order.
-        compile: Compile the training step with torch.compile.
         tensorboard: Write TensorBoard files beside the JSON lines.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
@@ -94,8 +92,6 @@ def train(
         cfg.auto_scale_lr.enable = True
     if channels_last:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='ChannelsLastHook')]
-    if compile:
-        cfg.compile = True
     if tensorboard:
         if importlib.util.find_spec('tensorboard') is None:
             raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
