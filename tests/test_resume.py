@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import ROOT, assert_user_error, run_tool
 from mmengine.dataset import InfiniteSampler
 from mmengine.fileio import LocalBackend
 from mmengine.runner import runner
@@ -67,6 +67,12 @@ def test_another_seed_is_another_run(scenes, undisturbed, tmp_path):
     train(config, tmp_path / 'work', '--cfg-options', 'randomness.seed=1')
     other = weights(tmp_path / 'work' / 'iter_8.pth')
     assert any(not torch.equal(tensor, other[key]) for key, tensor in weights(undisturbed).items())
+
+
+def test_another_sampler_is_refused(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes)
+    options = ['--cfg-options', 'train_dataloader.sampler.type=InfiniteSampler']
+    assert_user_error(run_tool('train', config, '--work-dir', tmp_path / 'work', *options), 'type=ResumableSampler')
 
 
 def test_resume_from_a_named_checkpoint(scenes, undisturbed, tmp_path):

@@ -19,6 +19,8 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import Dataset
 
+from .errors import UserError
+
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(InfiniteSampler):
@@ -70,11 +72,18 @@ def seed_generators(*key: int) -> None:
 class ResumableTrainLoop(IterBasedTrainLoop):
     """mmengine's iteration-based loop, resumed without reading old data, and bit-equal to a run that never stopped.
 
-    Takes the arguments of :class:`IterBasedTrainLoop`. The sampler of the dataloader must be a
-    :class:`ResumableSampler`.
+    Takes the arguments of :class:`IterBasedTrainLoop`.
+
+    Raises:
+        UserError: the sampler of the dataloader is not a :class:`ResumableSampler`.
     """
 
     def __init__(self, runner: object, dataloader: dict, **kwargs: object) -> None:
+        sampler = dataloader['sampler']['type']
+        if sampler not in ('ResumableSampler', ResumableSampler):
+            raise UserError(
+                f'ResumableTrainLoop needs train_dataloader.sampler.type=ResumableSampler; found {sampler}.'
+            )
         seeded = dict(type='SeededDataset', dataset=dataloader['dataset'], seed=runner.seed)
         super().__init__(runner, {**dataloader, 'dataset': seeded}, **kwargs)
 
