@@ -29,8 +29,6 @@ STEM = dict(legacy='stem.stem.', mmseg1='stem.')
 RENAMES = {STEM['legacy']: STEM['mmseg1']}
 """Every rename, of the beginning of a key within the backbone: released name -> name here. All else is the same."""
 
-TARGETS = tuple(STEM)
-
 IMAGENET_HEAD = 'head.'
 EMA_BUFFER = re.compile(r'ema_(backbone|neck|decode_head)_')
 """mmcv 1.x's EMAHook keeps its copy of ``backbone.stem...`` as ``ema_backbone_stem...`` among the weights."""
