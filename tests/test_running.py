@@ -319,7 +319,7 @@ def test_a_dataset_that_would_fail_later_is_refused_at_once(scenes, tmp_path, ha
     ('options', 'words'),
     [
         ({'model.backbone.archs': 'm3'}, 'archs'),
-        ({'model.type': 'EncoderDecoder'}, 'StrictEncoderDecoder'),
+        ({'model.type': 'EncoderDecoder'}, 'FastEncoderDecoder'),
         ({'train_pipeline.9.type': 'X'}, '--cfg-options do not fit'),
     ],
 )

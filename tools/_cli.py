@@ -55,6 +55,24 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='set by the scripts')
 
 
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """How a trained network is run; the defaults are the fastest that give the same label maps as mmseg."""
+    parser.add_argument(
+        '--fuse',
+        choices=('none', 'norms', 'all'),
+        default='all',
+        help='fold nothing, the norms, or Semantic FPN as well (default: all)',
+    )
+    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='default: fp32')
+    parser.add_argument(
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='memory order of weights and activations (default: on)',
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+
+
 def run(main: Callable[[], None]) -> None:
     """Exit with 0, or with 1 and the message of a user's mistake; other errors keep their traceback. Ctrl-C: 130."""
     try:

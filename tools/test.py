@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_config_options, add_launcher_options, run
+from _cli import add_config_options, add_launcher_options, add_network_options, run, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,6 +14,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of image | truth | prediction here')
     parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='with --show (default: 2)')
     parser.add_argument('--tta', action='store_true', help='average over the scales and flips of the config')
+    add_network_options(parser)
+    parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help='images in a batch')
     parser.add_argument('--eval', nargs='+', choices=('mIoU',), help='understood as in mmseg 0.x; mIoU is the default')
     add_config_options(parser)
     add_launcher_options(parser)

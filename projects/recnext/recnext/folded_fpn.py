@@ -192,13 +192,7 @@ def fold_fpn(neck: nn.Module, head: nn.Module) -> tuple[FoldedFPN, FPNHead]:
         raise UserError('fold_fpn() fixes the norm statistics for good: call .eval() on the network first.')
 
     neck, head = copy.deepcopy((neck, head))
-    for module in _conv_modules(head):
-        if module.with_norm:
-            module.conv = fold_norm(module.conv, module.norm)
-            setattr(module, module.norm_name, nn.Identity())
-            # It would look for statistics in the norm.
-            module.turn_on_efficient_conv_bn_eval(False)
-
+    fold_conv_modules(head)
     levels = []
     for index, (lateral, fpn_conv, scale_head) in enumerate(zip(neck.lateral_convs, neck.fpn_convs, head.scale_heads)):
         channels = (lateral.in_channels, lateral.out_channels, head.channels)
@@ -210,6 +204,16 @@ def fold_fpn(neck: nn.Module, head: nn.Module) -> tuple[FoldedFPN, FPNHead]:
             levels.append(PlainLevel(lateral.conv, fpn_conv.conv))
     # New modules are in training mode.
     return FoldedFPN(levels, neck.start_level).eval(), head.eval()
+
+
+def fold_conv_modules(module: nn.Module) -> None:
+    """Fold the norm of every mmcv ConvModule inside into its convolution; in place, and idempotent."""
+    for part in _conv_modules(module):
+        if part.with_norm and part.order == ('conv', 'norm', 'act') and isinstance(part.norm, _BatchNorm):
+            part.conv = fold_norm(part.conv, part.norm)
+            setattr(part, part.norm_name, nn.Identity())
+            # It would look for statistics in the norm.
+            part.turn_on_efficient_conv_bn_eval(False)
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int]) -> nn.Conv2d:

@@ -16,7 +16,7 @@ from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
-from .segmentor import StrictEncoderDecoder
+from .segmentor import FastEncoderDecoder
 
 SPLITS = ('train', 'val', 'test')
 
@@ -158,6 +158,11 @@ def test(
     show_dir: str | None = None,
     wait_time: float = 2,
     tta: bool = False,
+    fuse: str = 'all',
+    precision: str = 'fp32',
+    channels_last: bool = True,
+    compile: bool = False,
+    batch_size: int | None = None,
     data_root: str | None = None,
     cfg_options: dict | None = None,
     launcher: str = 'none',
@@ -173,6 +178,11 @@ def test(
         show_dir: Folder for pictures of image, truth and prediction.
         wait_time: Seconds that each window stays.
         tta: Average over the scales and flips of the config.
+        fuse: What to fold: ``'none'``, ``'norms'`` or ``'all'``; see :class:`engine.DeployHook`.
+        precision: Of weights and activations: ``'fp32'``, ``'bf16'`` or ``'fp16'``.
+        channels_last: Keep weights and activations in channels-last order.
+        compile: Compile the network.
+        batch_size: Images in a batch; those of one size go through the network together.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
@@ -191,6 +201,10 @@ def test(
     cfg.load_from = checkpoint
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
+    deploy = dict(type='DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), deploy]
+    if batch_size:
+        cfg.test_dataloader.batch_size = batch_size
     if show or show_dir:
         cfg.default_hooks.visualization.update(draw=True, interval=1, show=show, wait_time=wait_time)
     if show_dir:
@@ -295,10 +309,10 @@ def check_checkpoint(cfg: Config, checkpoint: str) -> dict:
     """
     content = read_checkpoint(download(checkpoint) if '://' in checkpoint else checkpoint)
     segmentor = build_skeleton(cfg.model)
-    if not isinstance(segmentor, StrictEncoderDecoder):
+    if not isinstance(segmentor, FastEncoderDecoder):
         raise UserError(
             f'model.type is {type(segmentor).__name__}, which would load weights that do not fit and only log it. '
-            'Use StrictEncoderDecoder, which is the same but for that.'
+            'Use FastEncoderDecoder, which is the same but for that, and faster.'
         )
     try:
         segmentor.fit(content)

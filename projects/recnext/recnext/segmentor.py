@@ -1,43 +1,204 @@
-"""The segmentor: mmseg's EncoderDecoder, strict about its weights."""
+"""Segmentors: mmseg's EncoderDecoder, strict about its weights, with the same label maps in less time and memory."""
 
+import functools
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import print_log
+from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from .conversion import Conversion, ConversionError, check_fit, convert, get_state_dict
+from .errors import UserError
+from .folded_fpn import fold_conv_modules, fold_fpn
+from .label_map import Step, label_map, resize_all
+from .prediction import SegPrediction
+
+FUSE = ('none', 'norms', 'all')
+"""What :meth:`FastEncoderDecoder.switch_to_deploy` folds: nothing, the norms, or Semantic FPN as well."""
 
 
 @MODELS.register_module()
-class StrictEncoderDecoder(EncoderDecoder):
-    """An EncoderDecoder that takes the released 0.x weights as they are and refuses weights that do not fit.
+class FastEncoderDecoder(EncoderDecoder):
+    """An EncoderDecoder for any mmseg config: change ``model.type`` and nothing else.
 
-    mmengine loads with ``strict=False`` and only logs what is missing or left over. Here every way of loading, by
-    the Runner, by the inferencers or by ``load_state_dict``, raises a :class:`ConversionError` instead.
+    - The label maps are those of EncoderDecoder, pixel for pixel (see :func:`label_map.label_map`), without the
+      full-size logits of all classes. ``seg_logits`` of a prediction are made when something asks for them.
+    - Weights that do not fit are refused, whoever loads them. mmengine loads with ``strict=False`` and only logs what
+      is missing or left over.
+    - :meth:`switch_to_deploy` folds what is fixed once training is over.
+    - Images of several sizes may come in one batch: those of one size go through the network together.
     """
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         mine = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-        conversion = self.fit(mine)
-        if conversion.layout.target == 'legacy':
-            print_log(
-                f'Weights of mmseg 0.x, arch {conversion.arch}: {len(conversion.mapped)} tensors converted in memory.',
-                logger='current',
-            )
-        state_dict.update({prefix + key: value for key, value in conversion.state_dict.items()})
+        fitting = self.fit(mine)
+        if fitting.keys() != mine.keys():
+            print_log(f'Weights of mmseg 0.x: {len(fitting)} tensors converted in memory.', logger='current')
+        state_dict.update({prefix + key: value for key, value in fitting.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def fit(self, checkpoint: dict) -> Conversion:
-        """The weights in a checkpoint under this network's names, with the account of how they got there.
+    def fit(self, checkpoint: dict) -> dict[str, Tensor]:
+        """The weights in a checkpoint, under this network's names.
 
         Raises:
-            ConversionError: not the weights of a segmentor, or they do not fit this network exactly.
+            ConversionError: they do not fit this network exactly.
         """
-        conversion = convert(get_state_dict(checkpoint))
+        weights = get_state_dict(checkpoint)
+        check_fit(weights, self.state_dict(), 'this segmentor')
+        return weights
+
+    def switch_to_deploy(self, fuse: str = 'all') -> None:
+        """Fold what is fixed after training; in place, and idempotent.
+
+        Args:
+            fuse: ``'norms'``: every norm into the convolution before it. ``'all'``: FPN and FPNHead into each other as
+                well, where that pays (see :mod:`folded_fpn`). ``'none'``: nothing.
+
+        Raises:
+            UserError: another word, a network in training mode, or a norm that cannot be folded.
+        """
+        if fuse not in FUSE:
+            raise UserError(f'fuse is one of {", ".join(FUSE)}; found {fuse}.')
+        if fuse == 'none':
+            return
+        if self.training:
+            raise UserError('switch_to_deploy() fixes the norm statistics for good: call .eval() on the network first.')
+        if hasattr(self.backbone, 'switch_to_deploy'):
+            self.backbone.switch_to_deploy()
+        else:
+            fuse_conv_bn(self.backbone)
+        if fuse == 'all' and self.with_neck:
+            try:
+                self.neck, self.decode_head = fold_fpn(self.neck, self.decode_head)
+            except UserError as error:
+                print_log(f'Only the norms are folded. {error}', logger='current')
+        for part in (self.neck, self.decode_head) if self.with_neck else (self.decode_head,):
+            fold_conv_modules(part)
+
+    def set_format(self, dtype: torch.dtype, channels_last: bool) -> None:
+        """Convert the weights once; images are converted as they come. Logits leave the network in single precision.
+
+        Args:
+            dtype: Of weights and activations.
+            channels_last: Memory layout of weights and activations.
+        """
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        for part in (self.backbone, self.neck if self.with_neck else None, self.decode_head):
+            if part is not None:
+                part.to(dtype=dtype, memory_format=layout)
+        self._input_format = dict(dtype=dtype, memory_format=layout)
+
+    _input_format: dict | None = None
+
+    def extract_feat(self, inputs: Tensor) -> Sequence[Tensor]:
+        """Images (N, 3, H, W) to the features that the head takes."""
+        return super().extract_feat(inputs if self._input_format is None else inputs.to(**self._input_format))
+
+    def network(self, inputs: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to the logits of the head (N, C, h, w)."""
+        logits = self.decode_head(self.extract_feat(inputs))
+        return logits if self._input_format is None else logits.float()
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Images (N, 3, H, W) to logits (N, C, H, W), as mmseg resizes them."""
+        if not self._head_only_resizes:
+            return super().encode_decode(inputs, batch_img_metas)
+        return self.decode_head.predict_by_feat(self.network(inputs).contiguous(), batch_img_metas)
+
+    @property
+    def _head_only_resizes(self) -> bool:
+        """Whether the head predicts as most heads do: its logits, resized to the size of the input."""
+        kind = type(self.decode_head)
+        return kind.predict is BaseDecodeHead.predict and kind.predict_by_feat is BaseDecodeHead.predict_by_feat
+
+    def test_step(self, data: dict) -> list[SegDataSample]:
+        """Predict for a batch, in which images of several sizes are allowed; in its order."""
+        inputs, samples = data['inputs'], data.get('data_samples')
+        sizes = [tuple(image.shape[-2:]) for image in inputs]
+        if len(set(sizes)) < 2:
+            return super().test_step(data)
+        predictions = [None] * len(inputs)
+        for size in dict.fromkeys(sizes):
+            places = [place for place, other in enumerate(sizes) if other == size]
+            group = dict(inputs=[inputs[place] for place in places])
+            if samples is not None:
+                group['data_samples'] = [samples[place] for place in places]
+            for place, prediction in zip(places, super().test_step(group)):
+                predictions[place] = prediction
+        return predictions
+
+    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
+        """Label maps of a batch.
+
+        Args:
+            inputs: (N, 3, H, W), normalised.
+            data_samples: What is known of the images. Their ``ori_shape`` is the size of the label maps; without
+                them, it is that of the inputs.
+
+        Returns:
+            One :class:`SegPrediction` an image: ``pred_sem_seg``, and ``seg_logits`` on demand.
+        """
+        metas = [sample.metainfo for sample in data_samples or ()]
+        size = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), inputs.shape[2:])
+        known = metas or [size] * len(inputs)
+        if self.test_cfg.mode == 'whole' and self._head_only_resizes:
+            logits = self.network(inputs)
+            # Which size the head would resize to, it tells best itself.
+            probe = self.decode_head.predict_by_feat(logits.new_empty(1, 1, 1, 1, device='meta'), known)
+            steps = (Step(tuple(probe.shape[2:]), self.align_corners),)
+        else:
+            logits, steps = self.inference(inputs, known), ()
+        predictions = []
+        for index, single in enumerate(logits):
+            sample = data_samples[index] if data_samples else SegDataSample()
+            path = (*steps, _to_original(metas[index], self.align_corners)) if metas else steps
+            predictions.append(self._predict_one(single, path, sample))
+        return predictions
+
+    def _predict_one(self, logits: Tensor, steps: tuple[Step, ...], sample: SegDataSample) -> SegPrediction:
+        prediction = SegPrediction(metainfo=sample.metainfo, **dict(sample.items()))
+        make_logits = functools.partial(resize_all, logits, steps)
+        if len(logits) == 1:
+            # Two classes told apart by one map.
+            probability = make_logits().sigmoid()
+            make_logits = functools.partial(torch.clone, probability)
+            labels = (probability > self.decode_head.threshold).to(probability)
+        else:
+            labels = label_map(logits, steps)[None]
+        prediction.promise_logits(make_logits)
+        prediction.pred_sem_seg = PixelData(data=labels)
+        return prediction
+
+
+@MODELS.register_module()
+class RecNeXtEncoderDecoder(FastEncoderDecoder):
+    """A FastEncoderDecoder on RecNeXt, which takes the released 0.x weights as they are."""
+
+    def fit(self, checkpoint: dict) -> dict[str, Tensor]:
+        """The weights in a checkpoint of mmseg 0.x or 1.x, under this network's names.
+
+        Raises:
+            ConversionError: not the weights of a segmentor on RecNeXt, or they do not fit this network exactly.
+        """
+        conversion: Conversion = convert(get_state_dict(checkpoint))
         if not conversion.layout.is_segmentor:
             raise ConversionError(
                 f'These are the weights of a backbone (arch {conversion.arch}, {conversion.layout}), not of a '
                 'segmentor. To start training from them, set model.backbone.init_cfg.checkpoint to the file.'
             )
         check_fit(conversion.state_dict, self.state_dict(), f'this segmentor; they are of arch {conversion.arch}')
-        return conversion
+        return conversion.state_dict
+
+
+def _to_original(meta: dict, align_corners: bool) -> Step:
+    """mmseg's last step for an image: without its padding, unflipped, at its original size."""
+    padding = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
+    flip = meta.get('flip_direction', 'horizontal') if meta.get('flip') else None
+    size = tuple(int(length) for length in meta['ori_shape'][:2])
+    return Step(size, align_corners, tuple(int(length) for length in padding), flip)

@@ -1,7 +1,7 @@
 # Semantic FPN on RecNeXt. The leaves change arch, channels and weights.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    type='StrictEncoderDecoder',
+    type='RecNeXtEncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
