@@ -38,9 +38,14 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every tool with a config has."""
+    """The options that every tool with a config and its data has."""
     parser.add_argument('--work-dir', metavar='DIR', help='where logs go (default: work_dirs/<config>)')
     parser.add_argument('--data-root', metavar='DIR', help='folder that holds images/ and annotations/')
+    add_cfg_options(parser)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Changes to a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -1,28 +1,34 @@
-"""Time the backbone as trained and as deployed (norms folded, channels last) on the CPU."""
+"""Test a segmentor as mmseg does and as this project does, alternately: speed by stage, memory, agreement."""
 
 import argparse
 
-from _cli import run, whole_number
+from _cli import add_config_options, run, whole_number
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('arch', nargs='+', metavar='ARCH', help='m0 ... m5, a0 ... a5')
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='weights (default: random ones)')
+    parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
     parser.add_argument(
-        '--size', type=whole_number(1), nargs=2, default=(512, 512), metavar=('H', 'W'), help='default: 512 512'
+        '--copies-at',
+        type=whole_number(1),
+        nargs=2,
+        metavar=('H', 'W'),
+        help='test copies of the images in this original size',
     )
-    parser.add_argument(
-        '--rounds', type=whole_number(1), default=10, metavar='N', help='measurements of each (default: 10)'
-    )
+    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
+    parser.add_argument('--sweep', action='store_true', help='measure the label maps over sizes and classes as well')
+    parser.add_argument('--device', default='cpu', metavar='DEVICE', help='cpu or cuda (default: cpu)')
+    add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.benchmark import benchmark_backbone
+    from projects.recnext.recnext.benchmark import benchmark
 
-    for arch in args.arch:
-        print(benchmark_backbone(arch, tuple(args.size), args.rounds), flush=True)
+    benchmark(**vars(args))
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--channels-last', action='store_true', help='keep weights and activations in channels-last order'
     )
+    parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
     add_config_options(parser)
     add_launcher_options(parser)

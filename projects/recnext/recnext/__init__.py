@@ -5,7 +5,7 @@ from .compat import repair_stack
 repair_stack()
 
 from .backbone import RecNeXt  # noqa: E402  (mmseg can be imported only after the repairs)
-from .engine import Bfloat16OptimWrapper, ChannelsLastHook, DeployHook, ThroughputHook  # noqa: E402
+from .engine import Bfloat16OptimWrapper, ChannelsLastHook, CompileHook, DeployHook, ThroughputHook  # noqa: E402
 from .resume import ResumableSampler, ResumableTrainLoop, SeededDataset  # noqa: E402
 from .segmentor import FastEncoderDecoder, RecNeXtEncoderDecoder  # noqa: E402
 from .visualizer import SegPanelVisualizer  # noqa: E402
@@ -13,6 +13,7 @@ from .visualizer import SegPanelVisualizer  # noqa: E402
 __all__ = [
     'Bfloat16OptimWrapper',
     'ChannelsLastHook',
+    'CompileHook',
     'DeployHook',
     'FastEncoderDecoder',
     'RecNeXt',

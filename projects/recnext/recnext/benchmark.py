@@ -1,46 +1,77 @@
-"""How long the backbone takes, as trained and as deployed, measured alternately in one run."""
+"""The benchmark behind the command line: checks, measurements, and what is made of them."""
 
-from statistics import median
-from time import perf_counter
+import json
+import tempfile
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from mmengine.registry import init_default_scope
 
-from .backbone import RecNeXt
+from . import measurement
+from .benchmark_report import describe, draw
+from .checkpoint import write_atomically
+from .errors import UserError
+from .launch import check_checkpoint, load_config, make_folder, set_data_root, set_work_dir
+from .models import build_skeleton
+from .segmentor import FastEncoderDecoder
 
-WARMUP = 2
 
+def benchmark(
+    config: str,
+    checkpoint: str | None = None,
+    rounds: int = 5,
+    copies_at: tuple[int, int] | None = None,
+    compile: bool = False,
+    sweep: bool = False,
+    device: str = 'cpu',
+    work_dir: str | None = None,
+    data_root: str | None = None,
+    cfg_options: dict | None = None,
+) -> dict:
+    """Compare with mmseg's segmentor; see ``python tools/benchmark.py --help``.
 
-def benchmark_backbone(arch: str, size: tuple[int, int], rounds: int) -> str:
-    """Time a backbone plain, folded, and folded with channels last, one after the other in every round.
-
-    Args:
-        arch: Name of the variant; the weights do not matter to the time, and stay random.
-        size: Height and width of the image.
-        rounds: Measurements of each; the median counts.
+    Writes ``benchmark.json`` and ``benchmark.png`` into the work dir and prints a table.
 
     Returns:
-        A table: milliseconds an image, and how many times as fast as the plain network.
+        What is in the JSON file.
+
+    Raises:
+        UserError: what is missing or does not fit, before anything is measured.
     """
-    networks = {name: RecNeXt(arch).eval() for name in ('plain', 'folded', 'folded, channels_last')}
-    networks['folded'].switch_to_deploy()
-    networks['folded, channels_last'].switch_to_deploy()
-    networks['folded, channels_last'].to(memory_format=torch.channels_last)
-    image = torch.randn(1, 3, *size)
-    times = {name: [] for name in networks}
-    for _ in range(WARMUP + rounds):
-        for name, network in networks.items():
-            times[name].append(_seconds(network, image))
-    medians = {name: median(values[WARMUP:]) for name, values in times.items()}
-    title = f'RecNeXt-{arch.upper()}, {size[0]} x {size[1]}, {torch.get_num_threads()} CPU threads, median of {rounds}'
-    rows = [f'  {name:<22} {m * 1e3:8.1f} ms  {medians["plain"] / m:5.2f} x' for name, m in medians.items()]
-    return '\n'.join([title, *rows])
-
-
-@torch.inference_mode()
-def _seconds(network: nn.Module, image: Tensor) -> float:
-    if network.stem[0].conv.weight.is_contiguous(memory_format=torch.channels_last):
-        image = image.contiguous(memory_format=torch.channels_last)
-    start = perf_counter()
-    network(image)
-    return perf_counter() - start
+    cfg = load_config(config, cfg_options)
+    set_work_dir(cfg, config, work_dir)
+    set_data_root(cfg, data_root, ('test',))
+    if checkpoint:
+        check_checkpoint(cfg, checkpoint)
+    elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
+        raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise UserError(f'--device {device}: torch {torch.__version__} finds no GPU here.')
+    make_folder(cfg.work_dir)
+    init_default_scope('mmseg')
+    where = torch.device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        if copies_at:
+            measurement.copies_at(cfg, copies_at, Path(folder))
+        weights = measurement.initial_weights(cfg, checkpoint)
+        contenders = measurement.measure(cfg, weights, rounds, compile, where)
+    results = dict(
+        config=Path(config).stem,
+        checkpoint=checkpoint and Path(checkpoint).name,
+        copies_at=copies_at,
+        rounds=rounds,
+        machine=dict(
+            device=torch.cuda.get_device_name(where) if where.type == 'cuda' else 'CPU',
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            peak_gflops=measurement.measure_peak(where),
+        ),
+        contenders=contenders,
+        sweep=measurement.sweep(rounds, where) if sweep else [],
+    )
+    print(describe(results))
+    folder = Path(cfg.work_dir)
+    write_atomically(folder / 'benchmark.json', lambda file: file.write(json.dumps(results, indent=2).encode()))
+    write_atomically(folder / 'benchmark.png', lambda file: draw(results, file))
+    print(f'Written: {folder / "benchmark.json"} and {folder / "benchmark.png"}')
+    return results

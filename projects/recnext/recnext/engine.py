@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner, autocast
 from torch import nn
+
+from .allocation import keep_freed_memory
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -23,6 +27,11 @@ class Bfloat16OptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
+
+
+def use_bfloat16(cfg: Config) -> None:
+    """Set a config to train in mixed precision; in place."""
+    cfg.optim_wrapper = dict(type='Bfloat16OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)
 
 
 @HOOKS.register_module()
@@ -64,6 +73,7 @@ class DeployHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Fold, convert and compile the network that was loaded."""
+        keep_freed_memory()
         segmentor = runner.model
         while hasattr(segmentor, 'module'):  # inside wrappers: distributed, test-time augmentation
             segmentor = segmentor.module
@@ -85,3 +95,25 @@ class ChannelsLastHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Reorder the weights; their values and shapes stay."""
         runner.model.to(memory_format=torch.channels_last)
+
+
+@HOOKS.register_module()
+class CompileHook(Hook):
+    """Compiles the network for training with torch.compile: not mmengine's whole training step, only what computes.
+
+    The names of the weights stay, so checkpoints are the same. The first iterations take minutes.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Compile backbone, neck and head, each on its own."""
+        segmentor = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        compile_for_training(segmentor)
+
+
+def compile_for_training(segmentor: nn.Module) -> None:
+    """Compile the parts of a segmentor, in place."""
+    for part in (segmentor.backbone, segmentor.neck if segmentor.with_neck else None):
+        if part is not None:
+            part.compile()
+    # Heads call their own forward method, past the compiled call.
+    segmentor.decode_head.forward = torch.compile(segmentor.decode_head.forward)

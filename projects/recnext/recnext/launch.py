@@ -12,6 +12,7 @@ from mmseg.registry import DATASETS
 from .checkpoint import download, find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
 from .distributed import prepare_processes
+from .engine import use_bfloat16
 from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
@@ -60,6 +61,7 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     channels_last: bool = False,
+    compile: bool = False,
     tensorboard: bool = False,
     data_root: str | None = None,
     cfg_options: dict | None = None,
@@ -74,6 +76,7 @@ def train(
         amp: Mixed precision in bfloat16.
         auto_scale_lr: Scale the learning rate with the number of images an iteration.
         channels_last: Keep weights and activations in channels-last order.
+        compile: Compile the network.
         tensorboard: Write TensorBoard files beside the JSON lines.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
@@ -87,11 +90,13 @@ def train(
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('train', 'val'))
     if amp:
-        cfg.optim_wrapper = dict(type='Bfloat16OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)
+        use_bfloat16(cfg)
     if auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     if channels_last:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='ChannelsLastHook')]
+    if compile:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileHook')]
     if tensorboard:
         if importlib.util.find_spec('tensorboard') is None:
             raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')

@@ -1,0 +1,356 @@
+"""mmseg's own segmentor and this project's, measured alternately, on the same images, in one run."""
+
+import copy
+import functools
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import cv2
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import DATASETS, MODELS
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .allocation import keep_freed_memory
+from .checkpoint import read_checkpoint
+from .engine import DTYPES
+from .label_map import Step, label_map, resize_all
+
+STAGES = ('load', 'prepare', 'backbone', 'neck', 'head', 'labels', 'metric')
+"""Where the time of an image goes. ``prepare``: normalising; ``labels``: from the head's logits to the label map."""
+
+NETWORK = ('backbone', 'neck', 'head')
+
+STOCK = 'mmseg'
+FAST = 'ours'
+"""The two between which the ratios are; the others are variations of the second."""
+
+WARMUP = 1
+PEAK_SIZE = 1536
+"""Rows and columns of the matrices whose product tells how fast the machine can be."""
+
+SWEPT_SIZES = (256, 512, 1024, 2048)
+SWEPT_CLASSES = (2, 19, 150, 500, 1000)
+
+
+def contenders(compiled: bool) -> dict[str, dict]:
+    """Names and ways of running the network; see :class:`engine.DeployHook`."""
+    ways = {
+        STOCK: {},
+        FAST: dict(fuse='all', precision='fp32'),
+        'ours, norms folded only': dict(fuse='norms', precision='fp32'),
+        'ours, bf16': dict(fuse='all', precision='bf16'),
+    }
+    if compiled:
+        ways['ours, compiled'] = dict(fuse='all', precision='fp32', compile=True)
+        ways['ours, bf16, compiled'] = dict(fuse='all', precision='bf16', compile=True)
+    return ways
+
+
+def build_contender(cfg: Config, weights: dict[str, Tensor], way: dict, device: torch.device) -> nn.Module:
+    """The segmentor of a config, as mmseg has it or as ours.
+
+    Args:
+        cfg: With a ``model`` of a type that derives from FastEncoderDecoder.
+        weights: Under the names of that model.
+        way: Empty for mmseg's, or as in :func:`contenders`.
+        device: Where it runs.
+    """
+    model_cfg = copy.deepcopy(cfg.model)
+    model_cfg.backbone.init_cfg = None
+    if not way:
+        model_cfg.type = 'EncoderDecoder'
+    segmentor = MODELS.build(model_cfg)
+    segmentor.load_state_dict(weights)
+    segmentor.to(device).eval()
+    if way:
+        segmentor.switch_to_deploy(way['fuse'])
+        segmentor.set_format(DTYPES[way['precision']], channels_last=True)
+        if way.get('compile'):
+            segmentor.network = torch.compile(segmentor.network)
+    return segmentor
+
+
+def initial_weights(cfg: Config, checkpoint: str | None) -> dict[str, Tensor]:
+    """Of a checkpoint that fits the config, or random ones."""
+    model_cfg = copy.deepcopy(cfg.model)
+    model_cfg.backbone.init_cfg = None
+    torch.manual_seed(0)
+    segmentor = MODELS.build(model_cfg)
+    if checkpoint:
+        return segmentor.fit(read_checkpoint(checkpoint))
+    segmentor.init_weights()
+    return segmentor.state_dict()
+
+
+class Stopwatch:
+    """Seconds spent in functions, by name; on a GPU measured by its own clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == 'cuda'
+        self.spans: dict[str, list[tuple]] = {}
+
+    def mark(self) -> object:
+        """This moment."""
+        if not self.on_gpu:
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """The function, counted under ``name``."""
+
+        @functools.wraps(function)
+        def run(*args: object, **kwargs: object) -> object:
+            start = self.mark()
+            result = function(*args, **kwargs)
+            self.spans.setdefault(name, []).append((start, self.mark()))
+            return result
+
+        return run
+
+    def read(self) -> dict[str, float]:
+        """Seconds under each name since the last reading."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            seconds = {name: sum(a.elapsed_time(b) for a, b in spans) / 1e3 for name, spans in self.spans.items()}
+        else:
+            seconds = {name: sum(b - a for a, b in spans) for name, spans in self.spans.items()}
+        self.spans = {}
+        return seconds
+
+
+def watch(segmentor: nn.Module, stopwatch: Stopwatch, compiled: bool) -> None:
+    """Count the parts of a segmentor; of a compiled one, in which the parts are mixed, all under ``backbone``.
+
+    It is the forward methods that are counted, as mmseg's heads call their own past the hooks.
+    """
+    if compiled:
+        segmentor.network = stopwatch.timed('backbone', segmentor.network)
+    else:
+        parts = dict(zip(NETWORK, (segmentor.backbone, segmentor.neck, segmentor.decode_head)))
+        for name, part in parts.items():
+            part.forward = stopwatch.timed(name, part.forward)
+    segmentor.predict = stopwatch.timed('predict', segmentor.predict)
+    segmentor.test_step = stopwatch.timed('step', segmentor.test_step)
+
+
+def measure(cfg: Config, weights: dict[str, Tensor], rounds: int, compiled: bool, device: torch.device) -> dict:
+    """Test all images of the config's test set with every contender in turn, several times over.
+
+    Each contender has a process of its own, which waits while the others work.
+
+    Returns:
+        For each contender: ``images_per_second``, end to end; ``milliseconds`` an image by stage, medians over the
+        rounds, averaged over the images; ``different_pixels`` of all ``pixels`` against mmseg; ``mIoU``; ``memory_mb``,
+        the peak of the network alone and what prediction adds to it; ``gflop`` and ``parameters`` by part.
+    """
+    context = multiprocessing.get_context('spawn')
+    processes, connections, results, stock = [], {}, {}, []
+    try:
+        for name, way in contenders(compiled).items():
+            connections[name], theirs = context.Pipe()
+            args = (theirs, cfg.to_dict(), weights, way, str(device))
+            processes.append(context.Process(target=_compete, args=args, daemon=True))
+            processes[-1].start()
+            results[name], labels = connections[name].recv()
+            stock = labels if name == STOCK else stock
+            results[name]['different_pixels'] = sum(int((a != b).sum()) for a, b in zip(labels, stock))
+            results[name]['pixels'] = sum(a.size for a in labels)
+        readings = {name: [] for name in connections}
+        for _ in range(WARMUP + rounds):
+            for name, connection in connections.items():
+                connection.send(True)
+                readings[name].append(connection.recv())
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    for name, result in results.items():
+        images = list(zip(*readings[name][WARMUP:]))
+        result['milliseconds'] = {
+            stage: sum(median(r.get(stage, 0) for r in image) for image in images) * 1e3 / len(images)
+            for stage in ('image', *STAGES)
+        }
+        result['images_per_second'] = 1e3 / result['milliseconds'].pop('image')
+    return results
+
+
+@torch.no_grad()
+def _compete(connection: Connection, cfg: dict, weights: dict[str, Tensor], way: dict, device: str) -> None:
+    """The process of one contender: says what it is, then tests all images once for every message."""
+    cfg, device = Config(cfg), torch.device(device)
+    init_default_scope('mmseg')
+    MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
+    segmentor = build_contender(cfg, weights, way, device)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    metric = IoUMetric(iou_metrics=['mIoU'])
+    metric.dataset_meta = dataset.metainfo
+    facts = dict(
+        memory_mb=measure_memory(segmentor, dataset, device),
+        parameters=count_parameters(segmentor),
+        gflop=count_gflop(segmentor, dataset),
+    )
+    if way:  # as DeployHook does
+        keep_freed_memory()
+    stopwatch = Stopwatch(device)
+    watch(segmentor, stopwatch, way.get('compile', False))
+    load = stopwatch.timed('load', dataset.__getitem__)
+    metric.process = stopwatch.timed('metric', metric.process)
+
+    def test(index: int) -> Tensor:
+        sample = load(index)
+        batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        predictions = segmentor.test_step(batch)
+        metric.process(batch, [prediction.to_dict() for prediction in predictions])
+        return predictions[0].pred_sem_seg.data.cpu()
+
+    labels = [test(index).short().numpy() for index in range(len(dataset))]
+    facts['mIoU'] = float(metric.evaluate(len(dataset))['mIoU'])
+    connection.send((facts, labels))
+    while connection.recv():
+        readings = []
+        for index in range(len(dataset)):
+            stopwatch.read()
+            stopwatch.timed('image', test)(index)
+            seconds = stopwatch.read()
+            seconds['prepare'] = seconds['step'] - seconds['predict']
+            seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in NETWORK)
+            readings.append(seconds)
+        metric.results.clear()
+        connection.send(readings)
+
+
+def count_parameters(segmentor: nn.Module) -> dict[str, int]:
+    """By part of the network."""
+    parts = dict(zip(NETWORK, (segmentor.backbone, segmentor.neck, segmentor.decode_head)))
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
+@torch.no_grad()
+def count_gflop(segmentor: nn.Module, dataset: Sequence[dict]) -> dict[str, float]:
+    """Multiplications and additions, in 1e9, of the convolutions and matrix products for the first image."""
+    sample = dataset[0]
+    batch = segmentor.data_preprocessor(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))
+    with FlopCounterMode(display=False) as counter:
+        segmentor(batch['inputs'])
+    counts = counter.get_flop_counts()
+    of = {part: sum(counts[f'{type(segmentor).__name__}.{part}'].values()) for part in NETWORK[:2]}
+    # Heads call themselves past the counter's hooks.
+    of['head'] = counter.get_total_flops() - sum(of.values())
+    return {part: count / 1e9 for part, count in of.items()}
+
+
+def measure_peak(device: torch.device) -> float:
+    """GFLOP/s of a product of large matrices in single precision: the floor under every network."""
+    a = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device)
+    stopwatch = Stopwatch(device)
+    multiply = stopwatch.timed('mm', torch.mm)
+    seconds = []
+    for _ in range(5):
+        multiply(a, a)
+        seconds.append(stopwatch.read()['mm'])
+    return 2 * PEAK_SIZE**3 / min(seconds) / 1e9
+
+
+@torch.no_grad()
+def measure_memory(segmentor: nn.Module, dataset: Sequence[dict], device: torch.device) -> dict[str, float]:
+    """Peak memory in MB: of the network alone, and what prediction adds."""
+    samples = [dataset[index] for index in range(len(dataset))]
+    batches = [dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]) for sample in samples]
+    inputs = [segmentor.data_preprocessor(batch)['inputs'] for batch in batches]
+    before = _reset_peak(device)
+    for images in inputs:
+        segmentor(images)
+    network = _peak(device)
+    for batch in batches:
+        segmentor.test_step(batch)
+    return dict(network=network - before, prediction_adds=_peak(device) - network)
+
+
+def _reset_peak(device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path('/proc/self/clear_refs').write_text('5')
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> float:
+    """Peak memory in MB: of the GPU's allocator, or of the process (Linux)."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path('/proc/self/status').read_text()
+    return int(status.split('VmHWM:')[1].split()[0]) / 2**10
+
+
+def sweep(rounds: int, device: torch.device) -> list[dict]:
+    """Milliseconds from logits to a label map over image sizes and numbers of classes, without a network.
+
+    Confident logits have large areas in which one class leads by far, as those of trained networks; random ones are
+    the worst case.
+    """
+    points = [dict(size=size, classes=150) for size in SWEPT_SIZES]
+    points += [dict(size=512, classes=classes) for classes in SWEPT_CLASSES if classes != 150]
+    results = []
+    for point in points:
+        for kind, make in (('confident', confident_logits), ('random', random_logits)):
+            logits = make(point['classes'], point['size'] // 4, device)
+            # As in testing: up by four to the input of the network, then to the size of the original.
+            original = point['size'] * 3 // 4
+            steps = (Step((point['size'], point['size'])), Step((original, original)))
+            results.append(dict(**point, kind=kind, **_time_labels(logits, steps, rounds, device)))
+    return results
+
+
+def _time_labels(logits: Tensor, steps: tuple[Step, ...], rounds: int, device: torch.device) -> dict:
+    stopwatch = Stopwatch(device)
+    stock = stopwatch.timed(STOCK, lambda: resize_all(logits, steps).argmax(0))
+    ours = stopwatch.timed(FAST, lambda: label_map(logits, steps))
+    readings = []
+    for _ in range(WARMUP + rounds):
+        different = int((stock() != ours()).sum())
+        readings.append(stopwatch.read())
+    times = {name: median(reading[name] for reading in readings[WARMUP:]) * 1e3 for name in (STOCK, FAST)}
+    return dict(milliseconds=times, different_pixels=different)
+
+
+def confident_logits(classes: int, size: int, device: torch.device) -> Tensor:
+    """(classes, size, size): smooth areas, each led by a class, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    areas = torch.randint(classes, (6, 6), generator=generator)
+    scores = nn.functional.one_hot(areas, classes).permute(2, 0, 1)[None].float() * 12
+    smooth = nn.functional.interpolate(scores, size=(size, size), mode='bilinear')[0]
+    return (smooth + torch.randn(smooth.shape, generator=generator) * 0.3).to(device)
+
+
+def random_logits(classes: int, size: int, device: torch.device) -> Tensor:
+    """(classes, size, size): noise, in which no class can be ruled out."""
+    return torch.randn(classes, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def copies_at(cfg: Config, size: tuple[int, int], folder: Path) -> None:
+    """Write the test images and annotations stretched to another size, and point the config at them."""
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []})
+    for place in ('images', 'annotations'):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        for place, key, how in (
+            ('images', 'img_path', cv2.INTER_CUBIC),
+            ('annotations', 'seg_map_path', cv2.INTER_NEAREST_EXACT),
+        ):
+            picture = cv2.imread(info[key], cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(folder / place / Path(info[key]).name), cv2.resize(picture, size[::-1], interpolation=how))
+    cfg.test_dataloader.dataset.update(
+        data_root=str(folder), data_prefix=dict(img_path='images', seg_map_path='annotations')
+    )
