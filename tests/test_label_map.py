@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,18 +128,6 @@ def sizes(low, high):
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
-def depends_on_place(classes, shape, steps):
-    """Whether PyTorch resizes maps of one pixel, which lie in memory in channels-last order too, as such."""
-    if classes <= module.FEW_CLASSES or any(sum(step.size) <= module.SMALL_SIZE for step in steps):
-        return False
-    for step in steps:
-        left, right, top, bottom = step.padding
-        if (shape[0] - top - bottom, shape[1] - left - right) == (1, 1):
-            return True
-        shape = step.size
-    return False
-
-
 @st.composite
 def cases(draw, classes=(2, 3, 4, 5, 19, 150), low=1, kinds=KINDS, dtypes=DTYPES, number_of_steps=(1, 2)):
     """Logits and steps; ``low`` is the least side of a map after a step."""
@@ -160,7 +148,6 @@ def cases(draw, classes=(2, 3, 4, 5, 19, 150), low=1, kinds=KINDS, dtypes=DTYPES
                 padding[side + 1] = draw(st.integers(0, length - 1 - padding[side]))
         flip = draw(st.sampled_from([None, 'horizontal', 'vertical']))
         steps.append(Step(draw(arbitrary), align_corners, tuple(padding), flip))
-    assume(not depends_on_place(count, (height, width), steps))
     kind = draw(st.sampled_from(kinds))
     dtype = draw(st.sampled_from(dtypes))
     layout = draw(st.sampled_from(LAYOUTS))
@@ -209,12 +196,11 @@ def test_large_ratios():
             assert_same(label_map(logits, steps), stock(logits, steps), kind)
 
 
-@pytest.mark.xfail(reason='of maps of one pixel, the last few are rounded differently by PyTorch', strict=True)
 @pytest.mark.parametrize(
     ('shape', 'steps'),
     [
         ((19, 1, 1), (Step((19, 110)),)),
-        ((19, 16, 16), (Step((64, 66)), Step((19, 110), padding=(0, 65, 0, 63)))),
+        ((19, 16, 16), (Step((64, 66)), Step((19, 110), padding=(0, 65, 0, 63), flip='vertical'))),
     ],
 )
 def test_equal_maps_of_one_pixel(shape, steps):
@@ -224,7 +210,6 @@ def test_equal_maps_of_one_pixel(shape, steps):
         assert_same(label_map(logits, steps), stock(logits, steps))
 
 
-@pytest.mark.xfail(reason='PyTorch rounds the largest finite values to infinity, and that times 0 to NaN', strict=True)
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_logits_that_rounding_takes_to_infinity(dtype):
     for seed in range(100):
@@ -240,16 +225,17 @@ def test_logits_that_rounding_takes_to_infinity(dtype):
 
 # --- Threads ---
 
-MANY = dict(classes=(4, 5, 19, 150), low=66)
+MANY = dict(classes=(4, 5, 9, 19), low=66)
 
 
 @settings(max_examples=200, deadline=None)
-@given(case=cases(**MANY), crowded=st.sampled_from(CROWDED))
-def test_two_threads_give_the_labels_of_one(case, crowded):
+@given(case=cases(**MANY), crowded=st.sampled_from(CROWDED), number=st.sampled_from([2, 2, 2, 3]))
+def test_more_threads_give_the_labels_of_one(case, crowded, number):
+    """Three are special: of three maps PyTorch rounds differently when there are several threads."""
     *how, steps = case
     logits = logits_of(*how)
     expected = stock(logits, steps)
-    with threads(2), mock.patch.object(module, 'CROWDED', crowded):
+    with threads(number), mock.patch.object(module, 'CROWDED', crowded):
         assert_same(label_map(logits, steps), expected)
 
 

@@ -49,6 +49,8 @@ def _memory(results: dict) -> Iterator[str]:
     yield 'Peak memory'
     for name, result in results['contenders'].items():
         memory = result['memory_mb']
+        if memory is None:
+            continue
         yield f'  {name:<24} network {memory["network"]:6.0f} MB, prediction adds {memory["prediction_adds"]:6.0f} MB'
     yield ''
 

@@ -13,6 +13,8 @@ from mmengine.runner import Runner, autocast
 from torch import nn
 
 from .allocation import keep_freed_memory
+from .errors import UserError
+from .segmentor import FUSE
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -61,11 +63,17 @@ class DeployHook(Hook):
         precision: Name of the dtype of weights and activations, one of :data:`DTYPES`.
         channels_last: Keep weights and activations in channels-last order.
         compile: Compile the network with torch.compile. It takes a minute or more when the first images come.
+
+    Raises:
+        UserError: another word for ``fuse`` or ``precision``.
     """
 
     def __init__(
         self, fuse: str = 'all', precision: str = 'fp32', channels_last: bool = True, compile: bool = False
     ) -> None:
+        for word, known in ((fuse, FUSE), (precision, DTYPES)):
+            if word not in known:
+                raise UserError(f'DeployHook: found {word!r}; expected one of {", ".join(known)}.')
         self.fuse = fuse
         self.precision = precision
         self.channels_last = channels_last

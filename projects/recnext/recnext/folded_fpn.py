@@ -211,7 +211,7 @@ def fold_conv_modules(module: nn.Module) -> None:
     for part in _conv_modules(module):
         if part.with_norm and part.order == ('conv', 'norm', 'act') and isinstance(part.norm, _BatchNorm):
             part.conv = fold_norm(part.conv, part.norm)
-            setattr(part, part.norm_name, nn.Identity())
+            setattr(part, part.norm_name, nn.Identity().train(part.training))
             # It would look for statistics in the norm.
             part.turn_on_efficient_conv_bn_eval(False)
 

@@ -28,8 +28,8 @@ CELL = 4
 TILE = 32
 """Pixels along a side of the tiles of the label map."""
 
-GRAIN = 32768
-"""Values below which PyTorch does not share an operation out to threads (ATen's ``GRAIN_SIZE``)."""
+GROUP = 4
+"""Classes that PyTorch's operations resize together."""
 
 FEW_CLASSES, SMALL_SIZE = 3, 128
 """Up to so many maps, or to this sum of height and width, ``F.interpolate`` uses kernels whose rounding depends on how
@@ -64,6 +64,10 @@ class Step:
     align_corners: bool = False
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     flip: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.flip not in (None, 'horizontal', 'vertical'):
+            raise ValueError(f"flip is 'horizontal', 'vertical' or None; found {self.flip!r}")
 
     def __call__(self, maps: Tensor) -> Tensor:
         """The step with PyTorch's operations, as mmseg does it; maps (C, h, w) to (C, *size)."""
@@ -155,9 +159,7 @@ def resize_all(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
 def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pixels: tuple[Tensor, ...] = ()) -> Tensor:
     """The first of ``classes``, in ascending order, with the largest resized logit; none of them NaN.
 
-    The resized maps of all classes never exist together. Threads share them out by whole maps: in a row that is torn
-    between two threads, PyTorch rounds some values differently, so that its own labels, where classes are equal to
-    the last bit, depend on the number of threads. These do not; they are those that it gives with one thread.
+    The resized maps of all classes never exist together, but where they are few or small.
 
     Args:
         logits: (C, h, w).
@@ -168,15 +170,14 @@ def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pix
     Returns:
         Labels (H, W), or one for each of ``pixels``.
     """
-    if len(logits) <= FEW_CLASSES or any(sum(step.size) <= SMALL_SIZE for step in steps):
+    if _rounds_by_place(logits.shape, steps):
         labels = resize_all(logits, steps).argmax(0)
         return labels[pixels] if pixels else labels
     best = labels = None
-    for group in classes.split(torch.get_num_threads()):
-        maps = logits[group].contiguous()
-        for step in steps:
-            maps = _resize_whole_maps(maps, step)
-        for index, values in zip(group, maps):
+    for group in classes.split(GROUP):
+        # Always as many maps: for three, PyTorch rounds differently.
+        filled = group[torch.arange(GROUP, device=group.device).clamp(max=len(group) - 1)]
+        for index, values in zip(group, resize_all(logits[filled], steps)):
             values = values[pixels] if pixels else values
             if best is None:
                 best, labels = values.clone(), index.expand_as(values).clone()
@@ -186,16 +187,18 @@ def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pix
     return labels
 
 
-def _resize_whole_maps(maps: Tensor, step: Step) -> Tensor:
-    """The step for many maps, none of which is torn between two threads."""
-    area = step.size[0] * step.size[1]
-    together = (GRAIN - 1) // area if area < GRAIN else torch.get_num_threads()
-    # Not in threes (see FEW_CLASSES): sixes go to three threads as well, and pairs fit in a grain as well.
-    together = {3: 2 if area < GRAIN else 6}.get(together, together)
-    if len(maps) == together:
-        return step(maps)
-    groups = torch.arange(-(-len(maps) // together) * together).clamp(max=len(maps) - 1).split(together)
-    return torch.cat([step(maps[group]) for group in groups])[: len(maps)]
+def _rounds_by_place(shape: torch.Size, steps: tuple[Step, ...]) -> bool:
+    """Whether PyTorch's rounding of a map depends on its place among all; see :data:`FEW_CLASSES`."""
+    classes, *size = shape
+    if classes <= FEW_CLASSES:
+        return True
+    for step in steps:
+        left, right, top, bottom = step.padding
+        # Maps of a single pixel lie in memory in channels-last order too, and are resized as such.
+        if sum(step.size) <= SMALL_SIZE or [size[0] - top - bottom, size[1] - left - right] == [1, 1]:
+            return True
+        size = step.size
+    return False
 
 
 @torch.no_grad()
@@ -204,14 +207,17 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
 
     Args:
         logits: (C, h, w), C > 1, of any floating dtype and memory layout.
-        steps: At least one; the last gives the size of the label map.
+        steps: The last gives the size of the label map; without any, that is the size of the logits.
 
     Returns:
         (H, W), int64: in every pixel what ``resize_all(logits, steps).argmax(0)`` has there.
     """
+    if not steps:
+        return logits.argmax(0)
     largest, smallest = _pool(logits, torch.amax), _pool(logits, torch.amin)
-    if not (largest.isfinite().all() & smallest.isfinite().all()):
-        # Resized NaNs and infinities go ways of their own.
+    limit = torch.finfo(logits.dtype).max / 2
+    if not ((largest < limit) & (smallest > -limit)).all():
+        # NaNs and infinities, or what rounding may take there: resized, they go ways of their own.
         return resize_all(logits, steps).argmax(0)
     rows, columns = (tile_axis(steps, axis, logits.shape[1 + axis], logits.dtype, logits.device) for axis in (0, 1))
     left, margin = _rule_out(largest, smallest, rows, columns)

@@ -196,9 +196,10 @@ def _compete(connection: Connection, cfg: dict, weights: dict[str, Tensor], way:
     metric = IoUMetric(iou_metrics=['mIoU'])
     metric.dataset_meta = dataset.metainfo
     facts = dict(
-        memory_mb=measure_memory(segmentor, dataset, device),
+        # A compiler's own memory would count as the network's.
+        memory_mb=None if way.get('compile') else measure_memory(segmentor, dataset, device),
         parameters=count_parameters(segmentor),
-        gflop=count_gflop(segmentor, dataset),
+        gflop=None if way.get('compile') else count_gflop(segmentor, dataset),
     )
     if way:  # as DeployHook does
         keep_freed_memory()

@@ -29,7 +29,13 @@ class SegPrediction(SegDataSample):
 
     def new(self, **kwargs: dict) -> 'SegPrediction':
         """A copy, which makes its own logits when asked for them."""
-        copy = super().new(**kwargs)
+        return self._pass_on(super().new(**kwargs))
+
+    def clone(self) -> 'SegPrediction':
+        """A deep copy, which makes its own logits when asked for them."""
+        return self._pass_on(super().clone())
+
+    def _pass_on(self, copy: 'SegPrediction') -> 'SegPrediction':
         if self._make_logits is not None:
             copy.promise_logits(self._make_logits)
         return copy

@@ -82,7 +82,7 @@ class FastEncoderDecoder(EncoderDecoder):
             fold_conv_modules(part)
 
     def set_format(self, dtype: torch.dtype, channels_last: bool) -> None:
-        """Convert the weights once; images are converted as they come. Logits leave the network in single precision.
+        """Convert the weights once; images are converted as they come, and 16-bit logits to single precision.
 
         Args:
             dtype: Of weights and activations.
@@ -102,13 +102,15 @@ class FastEncoderDecoder(EncoderDecoder):
 
     def network(self, inputs: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the logits of the head (N, C, h, w)."""
-        logits = self.decode_head(self.extract_feat(inputs))
-        return logits if self._input_format is None else logits.float()
+        return _at_least_single(self.decode_head(self.extract_feat(inputs)))
+
+    def _forward(self, inputs: Tensor, data_samples: object = None) -> Tensor:
+        return self.network(inputs)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Images (N, 3, H, W) to logits (N, C, H, W), as mmseg resizes them."""
         if not self._head_only_resizes:
-            return super().encode_decode(inputs, batch_img_metas)
+            return _at_least_single(super().encode_decode(inputs, batch_img_metas))
         return self.decode_head.predict_by_feat(self.network(inputs).contiguous(), batch_img_metas)
 
     @property
@@ -145,8 +147,8 @@ class FastEncoderDecoder(EncoderDecoder):
             One :class:`SegPrediction` an image: ``pred_sem_seg``, and ``seg_logits`` on demand.
         """
         metas = [sample.metainfo for sample in data_samples or ()]
-        size = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), inputs.shape[2:])
-        known = metas or [size] * len(inputs)
+        unknown = dict(dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), inputs.shape[2:]), padding_size=[0] * 4)
+        known = metas or [unknown] * len(inputs)
         if self.test_cfg.mode == 'whole' and self._head_only_resizes:
             logits = self.network(inputs)
             # Which size the head would resize to, it tells best itself.
@@ -162,7 +164,8 @@ class FastEncoderDecoder(EncoderDecoder):
         return predictions
 
     def _predict_one(self, logits: Tensor, steps: tuple[Step, ...], sample: SegDataSample) -> SegPrediction:
-        prediction = SegPrediction(metainfo=sample.metainfo, **dict(sample.items()))
+        given = {name: value for name, value in sample.items() if name != 'seg_logits'}
+        prediction = SegPrediction(metainfo=sample.metainfo, **given)
         make_logits = functools.partial(resize_all, logits, steps)
         if len(logits) == 1:
             # Two classes told apart by one map.
@@ -199,6 +202,10 @@ class RecNeXtEncoderDecoder(FastEncoderDecoder):
 def _to_original(meta: dict, align_corners: bool) -> Step:
     """mmseg's last step for an image: without its padding, unflipped, at its original size."""
     padding = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
-    flip = meta.get('flip_direction', 'horizontal') if meta.get('flip') else None
+    flip = str(meta.get('flip_direction')) if meta.get('flip') else None
     size = tuple(int(length) for length in meta['ori_shape'][:2])
     return Step(size, align_corners, tuple(int(length) for length in padding), flip)
+
+
+def _at_least_single(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
