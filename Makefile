@@ -39,5 +39,6 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-bench: setup
-	$(RUN) tools/benchmark.py m3 a3
+# With the demo's weights where `make demo` has made them.
+bench: setup $(SCENES)
+	$(RUN) tools/benchmark.py $(DEMO_CONFIG) $(wildcard $(DEMO)/iter_350.pth) --work-dir work_dirs/benchmark --sweep

@@ -173,7 +173,31 @@ class Downsample(nn.Module):
         return x + self.channel_mixer(x)
 
     def switch_to_deploy(self) -> None:
-        self.token_mixer, self.norm = fold_norm(self.token_mixer, self.norm), nn.Identity()
+        if isinstance(self.token_mixer, nn.Conv2d):
+            self.token_mixer, self.norm = DepthwisePair(fold_norm(self.token_mixer, self.norm)), nn.Identity()
+
+
+class DepthwisePair(nn.Module):
+    """A convolution that makes two channels of each, as two depthwise ones; (N, C, H, W) to (N, 2C, H', W').
+
+    The same values, many times as fast on a CPU: oneDNN has fast kernels for one channel of each only.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.first, self.second = (_every_second(conv, place) for place in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.channel_shuffle(torch.cat([self.first(x), self.second(x)], 1), 2)
+
+
+def _every_second(conv: nn.Conv2d, place: int) -> nn.Conv2d:
+    """The depthwise convolution that makes the output channels ``place``, ``place + 2``, ... of ``conv``."""
+    half = copy.deepcopy(conv)
+    half.out_channels = conv.in_channels
+    half.weight = nn.Parameter(conv.weight.detach()[place::2].clone())
+    half.bias = nn.Parameter(conv.bias.detach()[place::2].clone())
+    return half
 
 
 class Stage(nn.Module):
