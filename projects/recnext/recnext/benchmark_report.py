@@ -57,7 +57,7 @@ def _memory(results: dict) -> Iterator[str]:
 
 def _gflop(results: dict) -> Iterator[str]:
     peak = results['machine']['peak_gflops']
-    yield f'The fastest large convolution or matrix product makes {peak:.0f} GFLOP/s here. The network in single precision:'
+    yield f'Large convolutions and matrix products reach {peak:.0f} GFLOP/s here. The network in single precision:'
     for name in (STOCK, FAST):
         result = results['contenders'][name]
         for part in NETWORK:
