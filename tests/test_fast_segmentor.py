@@ -2,6 +2,7 @@
 augmentation, batches, folding, formats, strict loading."""
 
 import copy
+import functools
 import logging
 import pickle
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from projects.recnext.recnext import segmentor
 from projects.recnext.recnext.conversion import ConversionError
+from projects.recnext.recnext.engine import compile_for_training
 from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.folded_fpn import FoldedFPN
 from projects.recnext.recnext.prediction import SegPrediction
@@ -658,6 +660,46 @@ def test_deploy_hook_by_default_and_twice():
         hook.before_test(runner)
         assert isinstance(model.neck, FoldedFPN)
         assert deviation(head_logits(model, smooth_images(1)), expected) < 1e-5
+
+
+@pytest.mark.parametrize('option', [dict(fuse='some'), dict(precision='int8')])
+def test_deploy_hook_refuses_other_words(option):
+    with pytest.raises(UserError, match=next(iter(option.values()))):
+        HOOKS.build(dict(type='DeployHook', **option))
+
+
+# --- Compilation: its capture of the graph; that of inductor takes minutes ---
+
+
+def test_compiled_network_predicts_the_same(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager'))
+    model = pair(recnext_cfg())[1]
+    runner = SimpleNamespace(model=model, logger=logging.getLogger('test_fast_segmentor'))
+    HOOKS.build(dict(type='DeployHook')).before_test(runner)
+    eager = predict(model, smooth_images(1), [sample_of()])[0]
+    HOOKS.build(dict(type='DeployHook', compile=True)).before_test(runner)
+    assert 'network' in vars(model)
+    compiled = predict(model, smooth_images(1), [sample_of()])[0]
+    assert deviation(compiled.seg_logits.data, eager.seg_logits.data) < 1e-5
+    assert (compiled.pred_sem_seg.data == eager.pred_sem_seg.data).float().mean() > 0.999
+
+
+def test_compiled_training_has_the_same_loss_gradients_and_keys():
+    eager = pair(recnext_cfg())[1].double().train()
+    eager.decode_head.dropout = None
+    compiled = copy.deepcopy(eager)
+    compile_for_training(compiled, backend='aot_eager')
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+    samples = [sample_of() for _ in range(2)]
+    for sample in samples:
+        sample.gt_sem_seg = PixelData(data=torch.randint(7, (1, *SIZE), generator=torch.Generator().manual_seed(0)))
+    gradients = []
+    for model in (eager, compiled):
+        loss = model.loss(smooth_images(2).double(), samples)['decode.loss_ce']
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for ours, theirs in zip(*gradients):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
 # --- Strict loading ---

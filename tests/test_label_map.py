@@ -422,8 +422,8 @@ def test_of_noise_all_classes_are_resized_but_never_together(layout, resized):
     with Largest() as largest:
         labels = label_map(logits, STEPS)
     assert sum(resized) >= 300
-    # The logits themselves are the largest.
-    assert largest.elements <= logits.numel() < FULL_MAPS / 40
+    # A few maps at a time.
+    assert largest.elements <= module.GROUP * FULL_MAPS / len(logits)
     assert_same(labels, stock(logits, STEPS))
 
 

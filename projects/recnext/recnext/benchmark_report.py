@@ -108,7 +108,7 @@ def _draw_stages(axes: object, contenders: dict) -> None:
         axes.text(left[index], index, f' {ratio:.2f} x', va='center')
     axes.set_xlim(right=max(left) * 1.12)
     axes.set_xlabel('ms an image')
-    axes.legend(ncols=4, fontsize='small', loc='lower right')
+    axes.legend(ncols=len(STAGES), fontsize='x-small', loc='lower center', bbox_to_anchor=(0.5, 1))
 
 
 def _draw_curves(axes: object, points: list[dict], over: str, label: str) -> None:

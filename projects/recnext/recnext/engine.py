@@ -118,10 +118,10 @@ class CompileHook(Hook):
         compile_for_training(segmentor)
 
 
-def compile_for_training(segmentor: nn.Module) -> None:
-    """Compile the parts of a segmentor, in place."""
+def compile_for_training(segmentor: nn.Module, **options: str) -> None:
+    """Compile the parts of a segmentor, in place, with options of torch.compile."""
     for part in (segmentor.backbone, segmentor.neck if segmentor.with_neck else None):
         if part is not None:
-            part.compile()
+            part.compile(**options)
     # Heads call their own forward method, past the compiled call.
-    segmentor.decode_head.forward = torch.compile(segmentor.decode_head.forward)
+    segmentor.decode_head.forward = torch.compile(segmentor.decode_head.forward, **options)

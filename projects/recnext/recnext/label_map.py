@@ -189,13 +189,11 @@ def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pix
 
 def _rounds_by_place(shape: torch.Size, steps: tuple[Step, ...]) -> bool:
     """Whether PyTorch's rounding of a map depends on its place among all; see :data:`FEW_CLASSES`."""
-    classes, *size = shape
-    if classes <= FEW_CLASSES:
-        return True
+    size = shape[1:]
     for step in steps:
         left, right, top, bottom = step.padding
         # Maps of a single pixel lie in memory in channels-last order too, and are resized as such.
-        if sum(step.size) <= SMALL_SIZE or [size[0] - top - bottom, size[1] - left - right] == [1, 1]:
+        if sum(step.size) <= SMALL_SIZE or (size[0] - top - bottom, size[1] - left - right) == (1, 1):
             return True
         size = step.size
     return False
@@ -212,8 +210,8 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
     Returns:
         (H, W), int64: in every pixel what ``resize_all(logits, steps).argmax(0)`` has there.
     """
-    if not steps:
-        return logits.argmax(0)
+    if not steps or len(logits) <= FEW_CLASSES:
+        return resize_all(logits, steps).argmax(0)
     largest, smallest = _pool(logits, torch.amax), _pool(logits, torch.amin)
     limit = torch.finfo(logits.dtype).max / 2
     if not ((largest < limit) & (smallest > -limit)).all():
