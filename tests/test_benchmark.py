@@ -8,6 +8,7 @@ from conftest import run_tool
 from PIL import Image
 from tiny import write_tiny_config
 
+from projects.recnext.recnext import measurement
 from projects.recnext.recnext.benchmark import benchmark
 from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.measurement import NETWORK, STAGES, contenders
@@ -32,11 +33,14 @@ def test_the_report_of_the_comparison(tiny, tmp_path):
         assert contender['pixels'] == 3 * 80 * 100
         assert contender['images_per_second'] > 0
         assert set(contender['milliseconds']) == set(STAGES)
-        assert all(contender['milliseconds'][stage] > 0 for stage in STAGES)
+        assert all(contender['milliseconds'][stage] > 0 for stage in STAGES if stage != 'compiled')
         assert set(contender['gflop']) == set(contender['parameters']) == set(NETWORK)
     fp32 = [contender for name, contender in report['contenders'].items() if 'bf16' not in name]
     assert all(contender['different_pixels'] == 0 for contender in fp32)
     assert len({round(contender['mIoU'], 6) for contender in fp32}) == 1
+    assert all(
+        contender['logit_error'] < (0.1 if 'bf16' in name else 1e-5) for name, contender in report['contenders'].items()
+    )
     stock, folded = (report['contenders'][name]['gflop'] for name in ('mmseg', 'ours'))
     assert stock['backbone'] == folded['backbone'] > 0
     with Image.open(tmp_path / 'benchmark.png') as picture:
@@ -57,6 +61,16 @@ def test_what_cannot_be_compared_is_said(tiny, tmp_path, monkeypatch, options, w
     with pytest.raises(UserError, match=word):
         benchmark(str(tiny), work_dir=str(tmp_path / 'work'), **options)
     assert not (tmp_path / 'work').exists()
+
+
+def test_a_contender_that_dies_ends_the_benchmark(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, '_compete', _die)
+    with pytest.raises(UserError, match="process of 'mmseg' ended"):
+        benchmark(str(tiny), work_dir=str(tmp_path))
+
+
+def _die(*_):
+    raise SystemExit(1)
 
 
 def test_the_table_of_training(tiny):

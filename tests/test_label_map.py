@@ -443,5 +443,5 @@ def test_chunks_do_not_matter(case, chunk):
     *how, steps = case
     logits = logits_of(*how)
     expected = stock(logits, steps)
-    with mock.patch.multiple(module, CHUNK=chunk, CROWDED=1e9):
+    with mock.patch.multiple(module, CHUNK=dict(cpu=chunk), CROWDED=1e9):
         assert_same(label_map(logits, steps), expected)

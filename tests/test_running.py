@@ -1,7 +1,10 @@
 """Training and testing as a user runs them: the genuine 0.x numbers, mmseg's own tools, user mistakes."""
 
+import argparse
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,14 +20,18 @@ from mmengine.logging import MMLogger
 from mmseg.apis import MMSegInferencer
 from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
+from mmseg.registry import MODELS
 from PIL import Image
+from tiny import write_tiny_config
 
 from projects.recnext.recnext import launch
 from projects.recnext.recnext.checkpoint import read_checkpoint
 from projects.recnext.recnext.conversion import ConversionError
 from projects.recnext.recnext.converter import convert_file
+from projects.recnext.recnext.engine import DTYPES
 from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.sample_scenes import write_dataset
+from projects.recnext.recnext.segmentor import FUSE
 
 CONFIG = config_of('m3')
 DEMO_CONFIG = next(path for path in ALL_CONFIGS if 'sample-scenes' in path.name)
@@ -271,6 +278,26 @@ def test_missing_imagenet_file_stops_before_the_first_iteration(scenes, tmp_path
     result = run_tool('train', config_of('m4'), '--data-root', scenes, '--work-dir', tmp_path / 'work')
     assert_user_error(result, 'checkpoints/recnext_m4_distill_300e.pth', 'https://', 'model.backbone.init_cfg=None')
     assert 'Iter(train)' not in result.stdout and not (tmp_path / 'work').exists()
+
+
+def test_options_of_the_network(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes, "custom_hooks = [dict(type='DeployHook', precision='fp16')]")
+    torch.save(dict(state_dict=MODELS.build(Config.fromfile(config).model).state_dict()), tmp_path / 'tiny.pth')
+    options = ['--work-dir', tmp_path / 'work', '--fuse', 'norms', '--precision', 'bf16', '--no-channels-last']
+    result = run_tool('test', config, tmp_path / 'tiny.pth', *options, '--batch-size', 2)
+    assert result.returncode == 0, result.stderr
+    # Three images in two batches; the options win over the config's hook.
+    assert 'Iter(test) [2/2]' in result.stdout
+    assert re.findall('Network: .*', result.stdout) == ['Network: bf16, folded: norms, contiguous.']
+
+
+def test_the_words_of_the_options_are_those_of_the_package(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    parser = argparse.ArgumentParser()
+    importlib.import_module('_cli').add_network_options(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert choices['fuse'] == FUSE
+    assert choices['precision'] == tuple(DTYPES)
 
 
 @pytest.mark.parametrize('tool', ['train', 'test'])

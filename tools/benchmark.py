@@ -9,6 +9,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='weights (default: random ones)')
+    parser.add_argument('--images', type=whole_number(1), default=20, metavar='N', help='at most (default: 20)')
     parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
     parser.add_argument(
         '--copies-at',
@@ -19,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
     parser.add_argument('--sweep', action='store_true', help='measure the label maps over sizes and classes as well')
-    parser.add_argument('--device', default='cpu', metavar='DEVICE', help='cpu or cuda (default: cpu)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
     add_config_options(parser)
     return parser.parse_args()
 

@@ -11,7 +11,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
     parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help="images (default: the config's)")
     parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
-    parser.add_argument('--device', default='cpu', metavar='DEVICE', help='cpu or cuda (default: cpu)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
     add_cfg_options(parser)
     return parser.parse_args()
 

@@ -174,7 +174,9 @@ class Downsample(nn.Module):
 
     def switch_to_deploy(self) -> None:
         if isinstance(self.token_mixer, nn.Conv2d):
-            self.token_mixer, self.norm = DepthwisePair(fold_norm(self.token_mixer, self.norm)), nn.Identity()
+            self.token_mixer, self.norm = fold_norm(self.token_mixer, self.norm), nn.Identity()
+            if self.token_mixer.weight.device.type == 'cpu':
+                self.token_mixer = DepthwisePair(self.token_mixer)
 
 
 class DepthwisePair(nn.Module):

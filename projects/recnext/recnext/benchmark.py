@@ -19,6 +19,7 @@ from .segmentor import FastEncoderDecoder
 def benchmark(
     config: str,
     checkpoint: str | None = None,
+    images: int = 20,
     rounds: int = 5,
     copies_at: tuple[int, int] | None = None,
     compile: bool = False,
@@ -45,7 +46,7 @@ def benchmark(
         check_checkpoint(cfg, checkpoint)
     elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
         raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
-    if device.startswith('cuda') and not torch.cuda.is_available():
+    if device == 'cuda' and not torch.cuda.is_available():
         raise UserError(f'--device {device}: torch {torch.__version__} finds no GPU here.')
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
@@ -54,7 +55,7 @@ def benchmark(
         if copies_at:
             measurement.copies_at(cfg, copies_at, Path(folder))
         weights = measurement.initial_weights(cfg, checkpoint)
-        contenders = measurement.measure(cfg, weights, rounds, compile, where)
+        contenders = measurement.measure(cfg, weights, images, rounds, compile, where)
     results = dict(
         config=Path(config).stem,
         checkpoint=checkpoint and Path(checkpoint).name,

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from .measurement import FAST, NETWORK, STAGES, STOCK
 
-COLOURS = ('#9aa5b1', '#c3cad2', '#2b6cb0', '#63a4dd', '#a8d1f5', '#dd6b20', '#718096')
+COLOURS = ('#9aa5b1', '#c3cad2', '#2b6cb0', '#63a4dd', '#a8d1f5', '#4a90c2', '#dd6b20', '#718096', '#e2e8f0')
 
 
 def describe(results: dict) -> str:
@@ -22,16 +22,18 @@ def _machine(results: dict) -> Iterator[str]:
 
 def _images(results: dict) -> Iterator[str]:
     stock = results['contenders'][STOCK]
-    yield (
-        f'{"ms an image":<24}'
-        + ''.join(f'{stage:>10}' for stage in STAGES)
-        + '   images/s   ratio  pixels different  mIoU'
-    )
+    yield f'{"ms an image":<24}' + ''.join(f'{stage:>9}' for stage in STAGES) + ' images/s  ratio'
     for name, result in results['contenders'].items():
-        times = ''.join(f'{result["milliseconds"][stage]:10.1f}' for stage in STAGES)
+        times = (result['milliseconds'][stage] for stage in STAGES)
+        shown = ''.join(f'{time:9.1f}' if time else f'{"-":>9}' for time in times)
         ratio = result['images_per_second'] / stock['images_per_second']
-        different = f'{result["different_pixels"]} of {result["pixels"]}'
-        yield (f'{name:<24}{times}{result["images_per_second"]:11.2f}{ratio:8.2f}{different:>18}{result["mIoU"]:6.2f}')
+        yield f'{name:<24}{shown}{result["images_per_second"]:9.2f}{ratio:7.2f}'
+    yield ''
+    for name, result in results['contenders'].items():
+        yield (
+            f'{name:<24}{result["different_pixels"]:9} of {result["pixels"]} pixels different, '
+            f'mIoU {result["mIoU"]:.2f}, logits off by {result["logit_error"]:.1e}'
+        )
     yield ''
     fast = results['contenders'][FAST]['milliseconds']
     for what, parts in (
@@ -60,8 +62,7 @@ def _gflop(results: dict) -> Iterator[str]:
     yield f'Large convolutions and matrix products reach {peak:.0f} GFLOP/s here. The network in single precision:'
     for name in (STOCK, FAST):
         result = results['contenders'][name]
-        for part in NETWORK:
-            gflop = result['gflop'][part]
+        for part, gflop in result['gflop'].items():
             speed = gflop / result['milliseconds'][part] * 1e3
             yield (
                 f'  {name:<6} {part:<9} {result["parameters"][part] / 1e6:6.2f} M parameters {gflop:7.1f} GFLOP '

@@ -14,7 +14,7 @@ from torch import nn
 
 from .allocation import keep_freed_memory
 from .errors import UserError
-from .segmentor import FUSE
+from .segmentor import FUSE, FastEncoderDecoder
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -54,6 +54,22 @@ DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 """Floating-point types by the names that the tools use."""
 
 
+def deploy(
+    segmentor: FastEncoderDecoder,
+    fuse: str = 'all',
+    precision: str = 'fp32',
+    channels_last: bool = True,
+    compile: bool = False,
+) -> None:
+    """Bring a segmentor into the form in which it is fastest, in place; the arguments are those of DeployHook."""
+    keep_freed_memory()
+    segmentor.eval()
+    segmentor.switch_to_deploy(fuse)
+    segmentor.set_format(DTYPES[precision], channels_last)
+    if compile:
+        segmentor.network = torch.compile(segmentor.network)
+
+
 @HOOKS.register_module()
 class DeployHook(Hook):
     """Brings the segmentor into the form in which it is fastest before testing; a FastEncoderDecoder.
@@ -81,15 +97,12 @@ class DeployHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Fold, convert and compile the network that was loaded."""
-        keep_freed_memory()
         segmentor = runner.model
         while hasattr(segmentor, 'module'):  # inside wrappers: distributed, test-time augmentation
             segmentor = segmentor.module
-        segmentor.eval()
-        segmentor.switch_to_deploy(self.fuse)
-        segmentor.set_format(DTYPES[self.precision], self.channels_last)
-        if self.compile:
-            segmentor.network = torch.compile(segmentor.network)
+        if not isinstance(segmentor, FastEncoderDecoder):
+            raise UserError(f'DeployHook needs model.type FastEncoderDecoder; found {type(segmentor).__name__}.')
+        deploy(segmentor, self.fuse, self.precision, self.channels_last, self.compile)
         runner.logger.info(
             f'Network: {self.precision}, folded: {self.fuse}, '
             f'{"channels last" if self.channels_last else "contiguous"}{", compiled" if self.compile else ""}.'
@@ -118,10 +131,10 @@ class CompileHook(Hook):
         compile_for_training(segmentor)
 
 
-def compile_for_training(segmentor: nn.Module, **options: str) -> None:
+def compile_for_training(segmentor: FastEncoderDecoder, **options: str) -> None:
     """Compile the parts of a segmentor, in place, with options of torch.compile."""
-    for part in (segmentor.backbone, segmentor.neck if segmentor.with_neck else None):
-        if part is not None:
+    for name, part in segmentor.parts().items():
+        if name != 'head':
             part.compile(**options)
     # Heads call their own forward method, past the compiled call.
     segmentor.decode_head.forward = torch.compile(segmentor.decode_head.forward, **options)

@@ -207,13 +207,19 @@ def fold_fpn(neck: nn.Module, head: nn.Module) -> tuple[FoldedFPN, FPNHead]:
 
 
 def fold_conv_modules(module: nn.Module) -> None:
-    """Fold the norm of every mmcv ConvModule inside into its convolution; in place, and idempotent."""
+    """Fold the norm of every mmcv ConvModule inside into its convolution, where that is exact; in place, idempotent."""
     for part in _conv_modules(module):
-        if part.with_norm and part.order == ('conv', 'norm', 'act') and isinstance(part.norm, _BatchNorm):
+        plain = type(part.conv) is nn.Conv2d and not part.with_spectral_norm and part.order == ('conv', 'norm', 'act')
+        if part.with_norm and plain and _is_foldable(part.norm):
             part.conv = fold_norm(part.conv, part.norm)
             setattr(part, part.norm_name, nn.Identity().train(part.training))
             # It would look for statistics in the norm.
             part.turn_on_efficient_conv_bn_eval(False)
+
+
+def _is_foldable(norm: nn.Module) -> bool:
+    """Batch normalisation with statistics, and nothing more: a subclass may do an activation as well."""
+    return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and norm.running_mean is not None
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int]) -> nn.Conv2d:
@@ -265,10 +271,10 @@ def _obstacles(neck: nn.Module, head: nn.Module) -> Iterator[str]:
     for module in _conv_modules(head):
         if module.order != ('conv', 'norm', 'act'):
             yield f'an FPNHead with the order {" -> ".join(module.order)}'
-        if module.with_norm and not isinstance(module.norm, (_BatchNorm, nn.Identity)):
-            yield f'an FPNHead with {type(module.norm).__name__}'
         if isinstance(module.norm, _BatchNorm) and module.norm.running_mean is None:
             yield 'an FPNHead with a norm that keeps no running statistics'
+        elif module.with_norm and not (_is_foldable(module.norm) or isinstance(module.norm, nn.Identity)):
+            yield f'an FPNHead with {type(module.norm).__name__}'
 
 
 def _conv_obstacles(module: nn.Module, size: int) -> Iterator[str]:

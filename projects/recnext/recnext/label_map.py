@@ -33,10 +33,12 @@ GROUP = 4
 
 FEW_CLASSES, SMALL_SIZE = 3, 128
 """Up to so many maps, or to this sum of height and width, ``F.interpolate`` uses kernels whose rounding depends on how
-many maps there are and on the place of each among them (ATen's ``_use_vectorized_kernel_cond_2d``)."""
+many maps there are and on the place of each among them (ATen's ``_use_vectorized_kernel_cond_2d``).
 
-CHUNK = 2**20
-"""Values in the tiles that are resized together; 8 MB."""
+So few classes, which cost little, are all resized at once; of small maps all classes, where a pixel is in doubt."""
+
+CHUNK = {'cpu': 2**20, 'cuda': 2**26}
+"""Values in the tiles that are resized together: 8 MB for the caches of a CPU, 512 MB for the width of a GPU."""
 
 CROWDED = 0.2
 """Share of the work of resizing all classes, in values made, above which the evaluation of tiles does not pay."""
@@ -229,7 +231,7 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
     tiles = left.byte().argmax(1)[:, None, None].repeat(1, TILE, TILE)
     close = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     doubts = []
-    for chunk in _chunks(counts, CHUNK // values):
+    for chunk in _chunks(counts, CHUNK[logits.device.type] // values):
         places = order[chunk]
         pairs = _rank_by_rank(left[places].nonzero(), counts[chunk])
         resized = _resize_tiles(logits, pairs, places, rows, columns)

@@ -207,7 +207,8 @@ def test(
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
     deploy = dict(type='DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
-    cfg.custom_hooks = [*cfg.get('custom_hooks', []), deploy]
+    # In the place of one that the config may have for mmseg's own tools.
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'DeployHook'] + [deploy]
     if batch_size:
         cfg.test_dataloader.batch_size = batch_size
     if show or show_dir:
@@ -317,7 +318,7 @@ def check_checkpoint(cfg: Config, checkpoint: str) -> dict:
     if not isinstance(segmentor, FastEncoderDecoder):
         raise UserError(
             f'model.type is {type(segmentor).__name__}, which would load weights that do not fit and only log it. '
-            'Use FastEncoderDecoder, which is the same but for that, and faster.'
+            'Use FastEncoderDecoder, which refuses them and gives the same label maps.'
         )
     try:
         segmentor.fit(content)

@@ -10,32 +10,46 @@ from statistics import median
 from time import perf_counter
 
 import cv2
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .allocation import keep_freed_memory
 from .checkpoint import read_checkpoint
-from .engine import DTYPES
+from .engine import deploy
+from .errors import UserError
 from .label_map import Step, label_map, resize_all
-
-STAGES = ('load', 'prepare', 'backbone', 'neck', 'head', 'labels', 'metric')
-"""Where the time of an image goes. ``prepare``: normalising; ``labels``: from the head's logits to the label map."""
+from .segmentor import FastEncoderDecoder
 
 NETWORK = ('backbone', 'neck', 'head')
+
+STAGES = ('load', 'prepare', *NETWORK, 'compiled', 'labels', 'metric', 'rest')
+"""Where the time of an image goes.
+
+``prepare``: to the device, and normalised; ``compiled``: the network, in which the parts cannot be told apart;
+``labels``: from the head's logits to the label map; ``rest``: such as labels back to the CPU.
+"""
 
 STOCK = 'mmseg'
 FAST = 'ours'
 """The two between which the ratios are; the others are variations of the second."""
 
 WARMUP = 1
+MEMORY_IMAGES = 3
+"""Images for which peak memory is measured."""
+
 PEAK_SIZE = 1536
 """Rows and columns of the matrices whose product tells how fast the machine can be."""
+
+PROCESS = Path('/proc/self')
+"""Where Linux tells of a process."""
 
 SWEPT_SIZES = (256, 512, 1024, 2048)
 SWEPT_CLASSES = (2, 19, 150, 500, 1000)
@@ -46,8 +60,9 @@ def contenders(compiled: bool) -> dict[str, dict]:
     ways = {
         STOCK: {},
         FAST: dict(fuse='all', precision='fp32'),
-        'ours, norms folded only': dict(fuse='norms', precision='fp32'),
+        'ours, norms only': dict(fuse='norms', precision='fp32'),
         'ours, bf16': dict(fuse='all', precision='bf16'),
+        'ours, bf16, norms only': dict(fuse='norms', precision='bf16'),
     }
     if compiled:
         ways['ours, compiled'] = dict(fuse='all', precision='fp32', compile=True)
@@ -72,10 +87,7 @@ def build_contender(cfg: Config, weights: dict[str, Tensor], way: dict, device: 
     segmentor.load_state_dict(weights)
     segmentor.to(device).eval()
     if way:
-        segmentor.switch_to_deploy(way['fuse'])
-        segmentor.set_format(DTYPES[way['precision']], channels_last=True)
-        if way.get('compile'):
-            segmentor.network = torch.compile(segmentor.network)
+        deploy(segmentor, **way)
     return segmentor
 
 
@@ -129,56 +141,75 @@ class Stopwatch:
         return seconds
 
 
+def parts(segmentor: EncoderDecoder) -> dict[str, nn.Module]:
+    """The parts of the network by name, as in :data:`NETWORK`; a neck need not be there."""
+    return FastEncoderDecoder.parts(segmentor)
+
+
 def watch(segmentor: nn.Module, stopwatch: Stopwatch, compiled: bool) -> None:
-    """Count the parts of a segmentor; of a compiled one, in which the parts are mixed, all under ``backbone``.
+    """Count the parts of a segmentor; of a compiled one the whole network.
 
     It is the forward methods that are counted, as mmseg's heads call their own past the hooks.
     """
     if compiled:
-        segmentor.network = stopwatch.timed('backbone', segmentor.network)
+        segmentor.network = stopwatch.timed('compiled', segmentor.network)
     else:
-        parts = dict(zip(NETWORK, (segmentor.backbone, segmentor.neck, segmentor.decode_head)))
-        for name, part in parts.items():
+        for name, part in parts(segmentor).items():
             part.forward = stopwatch.timed(name, part.forward)
     segmentor.predict = stopwatch.timed('predict', segmentor.predict)
     segmentor.test_step = stopwatch.timed('step', segmentor.test_step)
 
 
-def measure(cfg: Config, weights: dict[str, Tensor], rounds: int, compiled: bool, device: torch.device) -> dict:
-    """Test all images of the config's test set with every contender in turn, several times over.
+def measure(
+    cfg: Config, weights: dict[str, Tensor], images: int, rounds: int, compiled: bool, device: torch.device
+) -> dict:
+    """Test the first images of the config's test set with every contender in turn, several times over.
 
     Each contender has a process of its own, which waits while the others work.
 
     Returns:
         For each contender: ``images_per_second``, end to end; ``milliseconds`` an image by stage, medians over the
         rounds, averaged over the images; ``different_pixels`` of all ``pixels`` against mmseg; ``mIoU``; ``memory_mb``,
-        the peak of the network alone and what prediction adds to it; ``gflop`` and ``parameters`` by part.
+        the peak of the network alone and what prediction adds to it; ``logit_error``, root mean square over that of
+        mmseg's logits, for the first image; ``gflop`` and ``parameters`` by part.
+
+    Raises:
+        UserError: a contender's process died.
     """
     context = multiprocessing.get_context('spawn')
-    processes, connections, results, stock = [], {}, {}, []
+    processes, connections, results, stock = [], {}, {}, None
+
+    def hear(name: str) -> object:
+        try:
+            return connections[name].recv()
+        except EOFError:
+            raise UserError(f'The process of {name!r} ended; its own message stands above.') from None
+
     try:
         for name, way in contenders(compiled).items():
             connections[name], theirs = context.Pipe()
-            args = (theirs, cfg.to_dict(), weights, way, str(device))
+            args = (theirs, cfg.to_dict(), weights, way, images, str(device))
             processes.append(context.Process(target=_compete, args=args, daemon=True))
             processes[-1].start()
-            results[name], labels = connections[name].recv()
-            stock = labels if name == STOCK else stock
-            results[name]['different_pixels'] = sum(int((a != b).sum()) for a, b in zip(labels, stock))
+            theirs.close()  # or the end of the process would not be heard
+            results[name], labels, logits = hear(name)
+            stock = stock or (labels, logits)
+            results[name]['different_pixels'] = sum(int((a != b).sum()) for a, b in zip(labels, stock[0]))
             results[name]['pixels'] = sum(a.size for a in labels)
+            results[name]['logit_error'] = float(np.linalg.norm(logits - stock[1]) / np.linalg.norm(stock[1]))
         readings = {name: [] for name in connections}
         for _ in range(WARMUP + rounds):
             for name, connection in connections.items():
                 connection.send(True)
-                readings[name].append(connection.recv())
+                readings[name].append(hear(name))
     finally:
         for process in processes:
             process.terminate()
             process.join()
     for name, result in results.items():
-        images = list(zip(*readings[name][WARMUP:]))
+        of_images = list(zip(*readings[name][WARMUP:]))
         result['milliseconds'] = {
-            stage: sum(median(r.get(stage, 0) for r in image) for image in images) * 1e3 / len(images)
+            stage: sum(median(r.get(stage, 0) for r in of_image) for of_image in of_images) * 1e3 / len(of_images)
             for stage in ('image', *STAGES)
         }
         result['images_per_second'] = 1e3 / result['milliseconds'].pop('image')
@@ -186,9 +217,12 @@ def measure(cfg: Config, weights: dict[str, Tensor], rounds: int, compiled: bool
 
 
 @torch.no_grad()
-def _compete(connection: Connection, cfg: dict, weights: dict[str, Tensor], way: dict, device: str) -> None:
-    """The process of one contender: says what it is, then tests all images once for every message."""
+def _compete(
+    connection: Connection, cfg: dict, weights: dict[str, Tensor], way: dict, images: int, device: str
+) -> None:
+    """The process of one contender: says what it is, then tests the images once for every message."""
     cfg, device = Config(cfg), torch.device(device)
+    import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope('mmseg')
     MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
     segmentor = build_contender(cfg, weights, way, device)
@@ -201,8 +235,6 @@ def _compete(connection: Connection, cfg: dict, weights: dict[str, Tensor], way:
         parameters=count_parameters(segmentor),
         gflop=None if way.get('compile') else count_gflop(segmentor, dataset),
     )
-    if way:  # as DeployHook does
-        keep_freed_memory()
     stopwatch = Stopwatch(device)
     watch(segmentor, stopwatch, way.get('compile', False))
     load = stopwatch.timed('load', dataset.__getitem__)
@@ -215,17 +247,20 @@ def _compete(connection: Connection, cfg: dict, weights: dict[str, Tensor], way:
         metric.process(batch, [prediction.to_dict() for prediction in predictions])
         return predictions[0].pred_sem_seg.data.cpu()
 
-    labels = [test(index).short().numpy() for index in range(len(dataset))]
-    facts['mIoU'] = float(metric.evaluate(len(dataset))['mIoU'])
-    connection.send((facts, labels))
+    images = min(images, len(dataset))
+    labels = [test(index).short().numpy() for index in range(images)]
+    facts['mIoU'] = float(metric.evaluate(images)['mIoU'])
+    logits = segmentor(_batch_inputs(segmentor, dataset[0])).float().cpu().numpy()
+    stopwatch.read()
+    connection.send((facts, labels, logits))
     while connection.recv():
         readings = []
-        for index in range(len(dataset)):
-            stopwatch.read()
+        for index in range(images):
             stopwatch.timed('image', test)(index)
             seconds = stopwatch.read()
             seconds['prepare'] = seconds['step'] - seconds['predict']
-            seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in NETWORK)
+            seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in (*NETWORK, 'compiled'))
+            seconds['rest'] = seconds['image'] - seconds['load'] - seconds['step'] - seconds['metric']
             readings.append(seconds)
         metric.results.clear()
         connection.send(readings)
@@ -233,19 +268,18 @@ def _compete(connection: Connection, cfg: dict, weights: dict[str, Tensor], way:
 
 def count_parameters(segmentor: nn.Module) -> dict[str, int]:
     """By part of the network."""
-    parts = dict(zip(NETWORK, (segmentor.backbone, segmentor.neck, segmentor.decode_head)))
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts(segmentor).items()}
 
 
 @torch.no_grad()
 def count_gflop(segmentor: nn.Module, dataset: Sequence[dict]) -> dict[str, float]:
     """Multiplications and additions, in 1e9, of the convolutions and matrix products for the first image."""
-    sample = dataset[0]
-    batch = segmentor.data_preprocessor(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))
     with FlopCounterMode(display=False) as counter:
-        segmentor(batch['inputs'])
+        segmentor(_batch_inputs(segmentor, dataset[0]))
     counts = counter.get_flop_counts()
-    of = {part: sum(counts[f'{type(segmentor).__name__}.{part}'].values()) for part in NETWORK[:2]}
+    of = {
+        part: sum(counts[f'{type(segmentor).__name__}.{part}'].values()) for part in parts(segmentor) if part != 'head'
+    }
     # Heads call themselves past the counter's hooks.
     of['head'] = counter.get_total_flops() - sum(of.values())
     return {part: count / 1e9 for part, count in of.items()}
@@ -272,18 +306,23 @@ def measure_peak(device: torch.device) -> float:
     return best
 
 
+def _batch_inputs(segmentor: nn.Module, sample: dict) -> Tensor:
+    return segmentor.data_preprocessor(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))['inputs']
+
+
 @torch.no_grad()
-def measure_memory(segmentor: nn.Module, dataset: Sequence[dict], device: torch.device) -> dict[str, float]:
-    """Peak memory in MB: of the network alone, and what prediction adds."""
-    samples = [dataset[index] for index in range(len(dataset))]
-    batches = [dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]) for sample in samples]
-    inputs = [segmentor.data_preprocessor(batch)['inputs'] for batch in batches]
+def measure_memory(segmentor: nn.Module, dataset: Sequence[dict], device: torch.device) -> dict[str, float] | None:
+    """Peak memory in MB: of the network alone, and what prediction adds; None where the system does not tell."""
+    if device.type != 'cuda' and not PROCESS.exists():
+        return None
+    samples = [dataset[index] for index in range(min(MEMORY_IMAGES, len(dataset)))]
+    inputs = [_batch_inputs(segmentor, sample) for sample in samples]
     before = _reset_peak(device)
     for images in inputs:
         segmentor(images)
     network = _peak(device)
-    for batch in batches:
-        segmentor.test_step(batch)
+    for sample in samples:
+        segmentor.test_step(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))
     return dict(network=network - before, prediction_adds=_peak(device) - network)
 
 
@@ -291,7 +330,7 @@ def _reset_peak(device: torch.device) -> float:
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path('/proc/self/clear_refs').write_text('5')
+        (PROCESS / 'clear_refs').write_text('5')
     return _peak(device)
 
 
@@ -299,7 +338,7 @@ def _peak(device: torch.device) -> float:
     """Peak memory in MB: of the GPU's allocator, or of the process (Linux)."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path('/proc/self/status').read_text()
+    status = (PROCESS / 'status').read_text()
     return int(status.split('VmHWM:')[1].split()[0]) / 2**10
 
 

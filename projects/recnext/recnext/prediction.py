@@ -11,7 +11,9 @@ class SegPrediction(SegDataSample):
     """A SegDataSample whose ``seg_logits`` are made when something asks for them, and not before.
 
     Full-size logits of 150 classes take hundreds of megabytes; the metrics, pictures and label maps need none of
-    them, test-time augmentation does. Until then only the small logits of the head are kept.
+    them, test-time augmentation does. Until then only the small logits of the head are kept, where they were made.
+
+    ``'seg_logits' in prediction`` and ``to_dict()``, which metrics get, do not ask: they have them once they are made.
     """
 
     _make_logits: Callable[[], Tensor] | None = None

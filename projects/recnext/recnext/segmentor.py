@@ -4,15 +4,15 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import print_log
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from torch import Tensor, nn
 
+from .backbone import RecNeXt
 from .conversion import Conversion, ConversionError, check_fit, convert, get_state_dict
 from .errors import UserError
 from .folded_fpn import fold_conv_modules, fold_fpn
@@ -57,8 +57,9 @@ class FastEncoderDecoder(EncoderDecoder):
         """Fold what is fixed after training; in place, and idempotent.
 
         Args:
-            fuse: ``'norms'``: every norm into the convolution before it. ``'all'``: FPN and FPNHead into each other as
-                well, where that pays (see :mod:`folded_fpn`). ``'none'``: nothing.
+            fuse: ``'norms'``: norms into the convolution before them, in RecNeXt and in mmcv's ConvModules; other
+                modules stay as they are. ``'all'``: FPN and FPNHead into each other as well, where that pays (see
+                :mod:`folded_fpn`). ``'none'``: nothing.
 
         Raises:
             UserError: another word, a network in training mode, or a norm that cannot be folded.
@@ -69,17 +70,20 @@ class FastEncoderDecoder(EncoderDecoder):
             return
         if self.training:
             raise UserError('switch_to_deploy() fixes the norm statistics for good: call .eval() on the network first.')
-        if hasattr(self.backbone, 'switch_to_deploy'):
+        if isinstance(self.backbone, RecNeXt):
             self.backbone.switch_to_deploy()
-        else:
-            fuse_conv_bn(self.backbone)
         if fuse == 'all' and self.with_neck:
             try:
                 self.neck, self.decode_head = fold_fpn(self.neck, self.decode_head)
             except UserError as error:
                 print_log(f'Only the norms are folded. {error}', logger='current')
-        for part in (self.neck, self.decode_head) if self.with_neck else (self.decode_head,):
+        for part in self.parts().values():
             fold_conv_modules(part)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts of the network by name: backbone, neck if there is one, head."""
+        neck = dict(neck=self.neck) if self.with_neck else {}
+        return dict(backbone=self.backbone, **neck, head=self.decode_head)
 
     def set_format(self, dtype: torch.dtype, channels_last: bool) -> None:
         """Convert the weights once; images are converted as they come, and 16-bit logits to single precision.
@@ -89,9 +93,8 @@ class FastEncoderDecoder(EncoderDecoder):
             channels_last: Memory layout of weights and activations.
         """
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        for part in (self.backbone, self.neck if self.with_neck else None, self.decode_head):
-            if part is not None:
-                part.to(dtype=dtype, memory_format=layout)
+        for part in self.parts().values():
+            part.to(dtype=dtype, memory_format=layout)
         self._input_format = dict(dtype=dtype, memory_format=layout)
 
     _input_format: dict | None = None
@@ -135,6 +138,8 @@ class FastEncoderDecoder(EncoderDecoder):
                 predictions[place] = prediction
         return predictions
 
+    val_step = test_step
+
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Label maps of a batch.
 
@@ -166,15 +171,14 @@ class FastEncoderDecoder(EncoderDecoder):
     def _predict_one(self, logits: Tensor, steps: tuple[Step, ...], sample: SegDataSample) -> SegPrediction:
         given = {name: value for name, value in sample.items() if name != 'seg_logits'}
         prediction = SegPrediction(metainfo=sample.metainfo, **given)
-        make_logits = functools.partial(resize_all, logits, steps)
         if len(logits) == 1:
             # Two classes told apart by one map.
-            probability = make_logits().sigmoid()
-            make_logits = functools.partial(torch.clone, probability)
+            prediction.promise_logits(functools.partial(_probability, logits, steps))
+            probability = _probability(logits, steps)
             labels = (probability > self.decode_head.threshold).to(probability)
         else:
+            prediction.promise_logits(functools.partial(resize_all, logits, steps))
             labels = label_map(logits, steps)[None]
-        prediction.promise_logits(make_logits)
         prediction.pred_sem_seg = PixelData(data=labels)
         return prediction
 
@@ -205,6 +209,10 @@ def _to_original(meta: dict, align_corners: bool) -> Step:
     flip = str(meta.get('flip_direction')) if meta.get('flip') else None
     size = tuple(int(length) for length in meta['ori_shape'][:2])
     return Step(size, align_corners, tuple(int(length) for length in padding), flip)
+
+
+def _probability(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
+    return resize_all(logits, steps).sigmoid()
 
 
 def _at_least_single(logits: Tensor) -> Tensor:

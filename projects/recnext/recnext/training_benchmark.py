@@ -51,7 +51,7 @@ def benchmark_training(
     Raises:
         UserError: no such config, or no GPU.
     """
-    if device.startswith('cuda') and not torch.cuda.is_available():
+    if device == 'cuda' and not torch.cuda.is_available():
         raise UserError(f'--device {device}: torch {torch.__version__} finds no GPU here.')
     cfg = load_config(config, cfg_options)
     init_default_scope('mmseg')
