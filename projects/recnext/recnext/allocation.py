@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep memory that a network has freed, for its next image.
 
     By default glibc hands large freed blocks back to the system and gets them anew, zeroed page by page, for every
-    feature map of every image. On a CPU that is a quarter of the time of RecNeXt-M3. Other C libraries stay as they
-    are, and so do the peaks of memory.
+    feature map of every image. Requests are served from the end of the heap first, so memory that is kept there is
+    used again. Other C libraries stay as they are, and so do the peaks of memory.
     """
     if sys.platform == 'linux':
         mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
