@@ -22,6 +22,7 @@ from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import write_tiny_config
 
 from projects.recnext.recnext import launch
@@ -272,6 +273,19 @@ def test_tensorboard_must_be_installed(scenes, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='pip install tensorboard'):
         launch.train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), tensorboard=True)
     assert not (tmp_path / 'work').exists()
+
+
+def test_tensorboard_files(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes)
+    result = run_tool('train', config, '--work-dir', tmp_path / 'work', '--tensorboard')
+    assert result.returncode == 0, result.stderr
+    (events,) = (tmp_path / 'work').rglob('events.out.tfevents*')
+    log = EventAccumulator(str(events))
+    log.Reload()
+    losses = [event.value for event in log.Scalars('train/loss')]
+    lines = next((tmp_path / 'work').rglob('scalars.json')).read_text().splitlines()
+    logged = [json.loads(line)['loss'] for line in lines if 'loss' in json.loads(line)]
+    assert len(losses) == 8 and losses == pytest.approx(logged, rel=1e-6)
 
 
 def test_missing_imagenet_file_stops_before_the_first_iteration(scenes, tmp_path):
