@@ -107,9 +107,9 @@ def _draw_stages(axes: object, contenders: dict) -> None:
     for index, name in enumerate(names):
         ratio = contenders[name]['images_per_second'] / contenders[STOCK]['images_per_second']
         axes.text(left[index], index, f' {ratio:.2f} x', va='center')
-    axes.set_xlim(right=max(left) * 1.12)
+    axes.set_xlim(right=max(left) * 1.18)
     axes.set_xlabel('ms an image')
-    axes.legend(ncols=len(STAGES), fontsize='x-small', loc='lower center', bbox_to_anchor=(0.5, 1))
+    axes.legend(ncols=5, fontsize='x-small', loc='lower center', bbox_to_anchor=(0.5, 1))
 
 
 def _draw_curves(axes: object, points: list[dict], over: str, label: str) -> None:
