@@ -4,7 +4,8 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared'
@@ -102,6 +104,37 @@ def randomise_norms(module: torch.nn.Module, seed: int = 0) -> None:
                 (norm.bias.data, -0.2, 0.2),
             ):
                 tensor.uniform_(low, high, generator=generator)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """PyTorch's operations on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def one_thread() -> Iterator[None]:
+    """For thousands of tiny operations, in which threads only wait for each other."""
+    with threads(1):
+        yield
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that a tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import randomise_norms
+from conftest import Largest, randomise_norms
 from mmengine.config import ConfigDict
 from mmengine.registry import HOOKS
 from mmengine.structures import PixelData
@@ -19,7 +19,6 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from projects.recnext.recnext import segmentor
 from projects.recnext.recnext.backbone import RecNeXt
@@ -30,21 +29,12 @@ from projects.recnext.recnext.folded_fpn import FoldedFPN
 from projects.recnext.recnext.prediction import SegPrediction
 
 # Of mmseg, on two classes, align_corners and a head without feature strides.
-pytestmark = pytest.mark.filterwarnings('ignore')
+pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.usefixtures('one_thread')]
 
 ARCH = dict(channels=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2, token_mixer='conv')
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 NORM = dict(type='BN')
 SIZE = (96, 128)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Small networks: threads only wait for each other. And PyTorch's labels depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @MODELS.register_module(force=True)
@@ -269,19 +259,6 @@ def test_one_class_everywhere_without_any_step(name):
 
 
 # --- Logits on demand ---
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements that a tensor had."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 @pytest.fixture(scope='module')

@@ -22,13 +22,7 @@ CHANNELS = (3, 4, 20, 40)  # with 10 and 4: two levels that pay, two that do not
 FIT = ((16, 24), (8, 12), (4, 6), (2, 3))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Thousands of tiny convolutions: threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def make(channels=CHANNELS, fpn=10, head=4, dtype=torch.double, neck_args={}, head_args={}, seed=0):

@@ -1,15 +1,14 @@
 """Label maps against mmseg's own way, two resizes of all classes and their argmax: equal in every pixel, whatever the
 logits, sizes, dtypes and layouts; and that it neither resizes nor holds what it claims to spare."""
 
-from contextlib import contextmanager
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Largest, threads
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from projects.recnext.recnext import label_map as module
 from projects.recnext.recnext.label_map import Step, label_map
@@ -22,21 +21,7 @@ LAYOUTS = ('contiguous', 'channels last', 'of a batch', 'of a batch, channels la
 CROWDED = (module.CROWDED, 1e9, -1)
 
 
-@contextmanager
-def threads(number):
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """PyTorch's own labels depend on the number of threads; see the test that shows it."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def stock_logits(logits, steps):
@@ -346,19 +331,6 @@ def test_weights_are_convex(dtype):
 
 
 # --- What is spared ---
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements that a tensor had."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 SHAPE = (150, 32, 44)
