@@ -282,7 +282,7 @@ def test_tensorboard_files(scenes, tmp_path):
     (events,) = (tmp_path / 'work').rglob('events.out.tfevents*')
     log = EventAccumulator(str(events))
     log.Reload()
-    losses = [event.value for event in log.Scalars('train/loss')]
+    losses = [event.value for event in log.Scalars('loss')]
     lines = next((tmp_path / 'work').rglob('scalars.json')).read_text().splitlines()
     logged = [json.loads(line)['loss'] for line in lines if 'loss' in json.loads(line)]
     assert len(losses) == 8 and losses == pytest.approx(logged, rel=1e-6)
