@@ -78,6 +78,13 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
 
 
+def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    """What both benchmarks have."""
+    parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
+    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
+
+
 def run(main: Callable[[], None]) -> None:
     """Exit with 0, or with 1 and the message of a user's mistake; other errors keep their traceback. Ctrl-C: 130."""
     try:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_config_options, run, whole_number
+from _cli import add_benchmark_options, add_config_options, run, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -10,7 +10,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='weights (default: random ones)')
     parser.add_argument('--images', type=whole_number(1), default=20, metavar='N', help='at most (default: 20)')
-    parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
     parser.add_argument(
         '--copies-at',
         type=whole_number(1),
@@ -18,9 +17,8 @@ def parse_args() -> argparse.Namespace:
         metavar=('H', 'W'),
         help='test copies of the images in this original size',
     )
-    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
     parser.add_argument('--sweep', action='store_true', help='measure the label maps over sizes and classes as well')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
+    add_benchmark_options(parser)
     add_config_options(parser)
     return parser.parse_args()
 

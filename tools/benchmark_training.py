@@ -2,16 +2,14 @@
 
 import argparse
 
-from _cli import add_cfg_options, run, whole_number
+from _cli import add_benchmark_options, add_cfg_options, run, whole_number
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
     parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help="images (default: the config's)")
-    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
+    add_benchmark_options(parser)
     add_cfg_options(parser)
     return parser.parse_args()
 

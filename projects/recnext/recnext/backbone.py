@@ -318,7 +318,7 @@ class RecNeXt(BaseModule):
         """
         if any(module.training for module in self.modules()):
             raise UserError('switch_to_deploy() fixes the norm statistics for good: call .eval() on the network first.')
-        other = {type(m).__name__ for m in self.modules() if is_norm(m) and not isinstance(m, _BatchNorm)}
+        other = {type(m).__name__ for m in self.modules() if is_norm(m) and not is_foldable(m)}
         if other:
             raise UserError(f'Only batch normalisation can be folded into a convolution; found {", ".join(other)}.')
         for module in list(self.modules())[1:]:
@@ -326,6 +326,11 @@ class RecNeXt(BaseModule):
                 module.switch_to_deploy()
         # The modules that took the norms' places are new, and new modules are in training mode.
         self.eval()
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """Batch normalisation with statistics, and nothing more: a subclass may do an activation as well."""
+    return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and norm.running_mean is not None
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:

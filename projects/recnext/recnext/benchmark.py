@@ -46,14 +46,12 @@ def benchmark(
         check_checkpoint(cfg, checkpoint)
     elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
         raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f'--device {device}: torch {torch.__version__} finds no GPU here.')
+    where = measurement.find_device(device)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
-    where = torch.device(device)
     with tempfile.TemporaryDirectory() as folder:
         if copies_at:
-            measurement.copies_at(cfg, copies_at, Path(folder))
+            measurement.copies_at(cfg, copies_at, images, Path(folder))
         weights = measurement.initial_weights(cfg, checkpoint)
         contenders = measurement.measure(cfg, weights, images, rounds, compile, where)
     results = dict(

@@ -72,7 +72,7 @@ def _gflop(results: dict) -> Iterator[str]:
 
 
 def _sweep(results: dict) -> Iterator[str]:
-    for point in results.get('sweep', ()):
+    for point in results['sweep']:
         times = point['milliseconds']
         yield (
             f'{point["size"]:5} x {point["size"]:<5}{point["classes"]:5} classes, {point["kind"]:<9} '
@@ -85,7 +85,7 @@ def draw(results: dict, file: BinaryIO) -> None:
     """Bars of the time of an image by stage, and curves of the sweeps, as a PNG in ``file``."""
     from matplotlib.figure import Figure
 
-    sweep = results.get('sweep')
+    sweep = results['sweep']
     figure = Figure(figsize=(13 if sweep else 7.5, 4), layout='constrained')
     panels = figure.subplots(1, 3, width_ratios=(2, 1, 1)) if sweep else [figure.subplots()]
     _draw_stages(panels[0], results['contenders'])

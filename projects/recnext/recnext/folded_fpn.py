@@ -24,7 +24,7 @@ from mmseg.models.necks import FPN
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .backbone import fold_norm
+from .backbone import fold_norm, is_foldable
 from .errors import UserError
 
 
@@ -210,16 +210,11 @@ def fold_conv_modules(module: nn.Module) -> None:
     """Fold the norm of every mmcv ConvModule inside into its convolution, where that is exact; in place, idempotent."""
     for part in _conv_modules(module):
         plain = type(part.conv) is nn.Conv2d and not part.with_spectral_norm and part.order == ('conv', 'norm', 'act')
-        if part.with_norm and plain and _is_foldable(part.norm):
+        if part.with_norm and plain and is_foldable(part.norm):
             part.conv = fold_norm(part.conv, part.norm)
             setattr(part, part.norm_name, nn.Identity().train(part.training))
             # It would look for statistics in the norm.
             part.turn_on_efficient_conv_bn_eval(False)
-
-
-def _is_foldable(norm: nn.Module) -> bool:
-    """Batch normalisation with statistics, and nothing more: a subclass may do an activation as well."""
-    return type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and norm.running_mean is not None
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int]) -> nn.Conv2d:
@@ -273,7 +268,7 @@ def _obstacles(neck: nn.Module, head: nn.Module) -> Iterator[str]:
             yield f'an FPNHead with the order {" -> ".join(module.order)}'
         if isinstance(module.norm, _BatchNorm) and module.norm.running_mean is None:
             yield 'an FPNHead with a norm that keeps no running statistics'
-        elif module.with_norm and not (_is_foldable(module.norm) or isinstance(module.norm, nn.Identity)):
+        elif module.with_norm and not (is_foldable(module.norm) or isinstance(module.norm, nn.Identity)):
             yield f'an FPNHead with {type(module.norm).__name__}'
 
 

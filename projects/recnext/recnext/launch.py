@@ -11,7 +11,7 @@ from mmseg.registry import DATASETS
 
 from .checkpoint import download, find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
-from .distributed import prepare_processes
+from .distributed import joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
 from .models import build_skeleton
@@ -94,9 +94,9 @@ def train(
     if auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     if channels_last:
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='ChannelsLastHook')]
+        add_hook(cfg, 'ChannelsLastHook')
     if compile:
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileHook')]
+        add_hook(cfg, 'CompileHook')
     if tensorboard:
         if importlib.util.find_spec('tensorboard') is None:
             raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
@@ -104,12 +104,12 @@ def train(
     choose_weights(cfg, resume)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
-    prepare_processes(cfg)
-    runner = Runner.from_cfg(cfg)
-    runner.logger.info(describe_batch(cfg, runner.world_size))
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
-        runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
-    runner.train()
+    with joined_processes(cfg):
+        runner = Runner.from_cfg(cfg)
+        runner.logger.info(describe_batch(cfg, runner.world_size))
+        if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
+            runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
+        runner.train()
 
 
 def choose_weights(cfg: Config, resume: str | None) -> None:
@@ -206,9 +206,7 @@ def test(
     cfg.load_from = checkpoint
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
-    deploy = dict(type='DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
-    # In the place of one that the config may have for mmseg's own tools.
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'DeployHook'] + [deploy]
+    add_hook(cfg, 'DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
     if batch_size:
         cfg.test_dataloader.batch_size = batch_size
     if show or show_dir:
@@ -226,8 +224,14 @@ def test(
             evaluator.update(output_dir=out, keep_results=True)
     for folder in filter(None, (cfg.work_dir, out, show_dir)):
         make_folder(folder)
-    prepare_processes(cfg)
-    return Runner.from_cfg(cfg).test()
+    with joined_processes(cfg):
+        return Runner.from_cfg(cfg).test()
+
+
+def add_hook(cfg: Config, kind: str, **arguments: object) -> None:
+    """Add a hook to a config, in the place of one of its kind that the config may have for mmseg's own tools."""
+    others = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != kind]
+    cfg.custom_hooks = [*others, dict(type=kind, **arguments)]
 
 
 def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:

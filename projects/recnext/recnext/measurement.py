@@ -1,6 +1,5 @@
 """mmseg's own segmentor and this project's, measured alternately, on the same images, in one run."""
 
-import copy
 import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 from mmseg.evaluation import IoUMetric
 from mmseg.models import EncoderDecoder
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +25,7 @@ from .checkpoint import read_checkpoint
 from .engine import deploy
 from .errors import UserError
 from .label_map import Step, label_map, resize_all
+from .models import build_without_weights
 from .segmentor import FastEncoderDecoder
 
 NETWORK = ('backbone', 'neck', 'head')
@@ -79,11 +79,7 @@ def build_contender(cfg: Config, weights: dict[str, Tensor], way: dict, device: 
         way: Empty for mmseg's, or as in :func:`contenders`.
         device: Where it runs.
     """
-    model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.backbone.init_cfg = None
-    if not way:
-        model_cfg.type = 'EncoderDecoder'
-    segmentor = MODELS.build(model_cfg)
+    segmentor = build_without_weights(cfg.model, **({} if way else dict(type='EncoderDecoder')))
     segmentor.load_state_dict(weights)
     segmentor.to(device).eval()
     if way:
@@ -93,14 +89,23 @@ def build_contender(cfg: Config, weights: dict[str, Tensor], way: dict, device: 
 
 def initial_weights(cfg: Config, checkpoint: str | None) -> dict[str, Tensor]:
     """Of a checkpoint that fits the config, or random ones."""
-    model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.backbone.init_cfg = None
     torch.manual_seed(0)
-    segmentor = MODELS.build(model_cfg)
+    segmentor = build_without_weights(cfg.model)
     if checkpoint:
         return segmentor.fit(read_checkpoint(checkpoint))
     segmentor.init_weights()
     return segmentor.state_dict()
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a command line, ``'cpu'`` or ``'cuda'``.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f'--device {name}: torch {torch.__version__} finds no GPU here.')
+    return torch.device(name)
 
 
 class Stopwatch:
@@ -241,8 +246,7 @@ def _compete(
     metric.process = stopwatch.timed('metric', metric.process)
 
     def test(index: int) -> Tensor:
-        sample = load(index)
-        batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        batch = _batch_of(load(index))
         predictions = segmentor.test_step(batch)
         metric.process(batch, [prediction.to_dict() for prediction in predictions])
         return predictions[0].pred_sem_seg.data.cpu()
@@ -306,8 +310,12 @@ def measure_peak(device: torch.device) -> float:
     return best
 
 
+def _batch_of(sample: dict) -> dict:
+    return dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+
+
 def _batch_inputs(segmentor: nn.Module, sample: dict) -> Tensor:
-    return segmentor.data_preprocessor(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))['inputs']
+    return segmentor.data_preprocessor(_batch_of(sample))['inputs']
 
 
 @torch.no_grad()
@@ -317,24 +325,25 @@ def measure_memory(segmentor: nn.Module, dataset: Sequence[dict], device: torch.
         return None
     samples = [dataset[index] for index in range(min(MEMORY_IMAGES, len(dataset)))]
     inputs = [_batch_inputs(segmentor, sample) for sample in samples]
-    before = _reset_peak(device)
+    before = reset_peak(device)
     for images in inputs:
         segmentor(images)
-    network = _peak(device)
+    network = peak_memory(device)
     for sample in samples:
-        segmentor.test_step(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))
-    return dict(network=network - before, prediction_adds=_peak(device) - network)
+        segmentor.test_step(_batch_of(sample))
+    return dict(network=network - before, prediction_adds=peak_memory(device) - network)
 
 
-def _reset_peak(device: torch.device) -> float:
+def reset_peak(device: torch.device) -> float:
+    """Measure peak memory anew from here; MB in use now."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
     else:
         (PROCESS / 'clear_refs').write_text('5')
-    return _peak(device)
+    return peak_memory(device)
 
 
-def _peak(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """Peak memory in MB: of the GPU's allocator, or of the process (Linux)."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated() / 2**20
@@ -387,12 +396,12 @@ def random_logits(classes: int, size: int, device: torch.device) -> Tensor:
     return torch.randn(classes, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def copies_at(cfg: Config, size: tuple[int, int], folder: Path) -> None:
-    """Write the test images and annotations stretched to another size, and point the config at them."""
+def copies_at(cfg: Config, size: tuple[int, int], images: int, folder: Path) -> None:
+    """Write the first test images and annotations stretched to another size, and point the config at them."""
     dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []})
     for place in ('images', 'annotations'):
         (folder / place).mkdir(parents=True, exist_ok=True)
-    for index in range(len(dataset)):
+    for index in range(min(images, len(dataset))):
         info = dataset.get_data_info(index)
         for place, key, how in (
             ('images', 'img_path', cv2.INTER_CUBIC),

@@ -1,5 +1,7 @@
 """Networks built from a config without memory, to know which tensors they have."""
 
+import copy
+
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -23,6 +25,14 @@ def build_skeleton(model_cfg: dict) -> nn.Module:
             return MODELS.build(model_cfg)
     except (TypeError, KeyError, AssertionError) as error:
         raise UserError(f'The model of the config cannot be built: {error}') from None
+
+
+def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
+    """The network of a config's ``model``, with ``changes`` to it, as its constructors leave it: no file is read."""
+    model_cfg = copy.deepcopy(model_cfg)
+    model_cfg.update(changes)
+    model_cfg.backbone.init_cfg = None
+    return MODELS.build(model_cfg)
 
 
 def released_model_cfg(arch: str, num_classes: int = 150) -> dict:

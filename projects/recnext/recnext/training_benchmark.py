@@ -9,14 +9,13 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
-from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import distributed, nn
 
 from .engine import compile_for_training, use_bfloat16
-from .errors import UserError
 from .launch import load_config
-from .measurement import Stopwatch
+from .measurement import Stopwatch, find_device, peak_memory, reset_peak
+from .models import build_without_weights
 
 WARMUP = 2
 
@@ -51,16 +50,13 @@ def benchmark_training(
     Raises:
         UserError: no such config, or no GPU.
     """
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f'--device {device}: torch {torch.__version__} finds no GPU here.')
+    where = find_device(device)
+    on_gpu = where.type == 'cuda'
     cfg = load_config(config, cfg_options)
     init_default_scope('mmseg')
-    where = torch.device(device)
     batch_size = batch_size or cfg.train_dataloader.batch_size
     # One process that talks to itself: NCCL on a GPU.
-    distributed.init_process_group(
-        'nccl' if where.type == 'cuda' else 'gloo', store=distributed.HashStore(), rank=0, world_size=1
-    )
+    distributed.init_process_group('nccl' if on_gpu else 'gloo', store=distributed.HashStore(), rank=0, world_size=1)
     try:
         batch = random_batch(cfg, batch_size)
         ways = {**WAYS, **(COMPILED_WAYS if compile else {})}
@@ -70,13 +66,11 @@ def benchmark_training(
         megabytes = dict.fromkeys(ways)
         for _ in range(WARMUP + rounds):
             for name, (model, optim_wrapper) in trained.items():
-                before = torch.cuda.memory_allocated() if where.type == 'cuda' else 0
-                if where.type == 'cuda':
-                    torch.cuda.reset_peak_memory_stats()
+                before = reset_peak(where) if on_gpu else None
                 stopwatch.timed('step', model.train_step)(copy.deepcopy(batch), optim_wrapper)
                 seconds[name].append(stopwatch.read()['step'])
-                if where.type == 'cuda':
-                    megabytes[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+                if on_gpu:
+                    megabytes[name] = peak_memory(where) - before
     finally:
         distributed.destroy_process_group()
     results = {
@@ -109,10 +103,8 @@ def _build(
     compiled: bool = False,
     wrapped: bool = False,
 ) -> tuple[nn.Module, object]:
-    cfg = copy.deepcopy(cfg)
-    cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model).to(device).train()
+    model = build_without_weights(cfg.model).to(device).train()
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if compiled:
@@ -120,5 +112,6 @@ def _build(
     if wrapped:
         model = MMDistributedDataParallel(model, device_ids=[device.index or 0] if device.type == 'cuda' else None)
     if amp:
+        cfg = copy.deepcopy(cfg)
         use_bfloat16(cfg)
     return model, build_optim_wrapper(model, cfg.optim_wrapper)
