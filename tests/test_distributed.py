@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, config_of, run_tool
+from mmengine.config import Config
 from PIL import Image
 from tiny import write_tiny_config
+from torch import distributed
 
 from projects.recnext.recnext.checkpoint import read_checkpoint
+from projects.recnext.recnext.distributed import joined_processes
 from projects.recnext.recnext.sample_scenes import write_dataset
 
 ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable}
@@ -131,6 +134,16 @@ def test_two_processes_of_two_images_train_as_one_of_four(two_processes, scenes,
     weights = [key for key in one if one[key].is_floating_point()]
     assert max((one[key] - first[key]).abs().max() for key in weights) > 1e-4
     assert max((one[key] - two[key]).abs().max() for key in weights) < 1e-5
+
+
+def test_processes_part_in_the_end(monkeypatch):
+    """An interpreter that ends while still joined is aborted now and then: one training in 45."""
+    variables = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with joined_processes(Config(dict(launcher='pytorch'))):
+        assert distributed.is_initialized()
+    assert not distributed.is_initialized()
 
 
 def free_port() -> str:
