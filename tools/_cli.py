@@ -60,14 +60,19 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='set by the scripts')
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """How a trained network is run; the defaults are the fastest that give the same label maps as mmseg."""
+def add_fuse_option(parser: argparse.ArgumentParser) -> None:
+    """What of a trained network is multiplied out."""
     parser.add_argument(
         '--fuse',
         choices=('none', 'norms', 'all'),
         default='all',
         help='fold nothing, the norms, or Semantic FPN as well (default: all)',
     )
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """How a trained network is run; the defaults are the fastest that give the same label maps as mmseg."""
+    add_fuse_option(parser)
     parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='default: fp32')
     parser.add_argument(
         '--channels-last',
@@ -76,6 +81,44 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help='memory order of weights and activations (default: on)',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+
+
+def add_export_options(parser: argparse.ArgumentParser, suffixes: str) -> None:
+    """What the exporters share."""
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights, of this project or as released (0.x)')
+    parser.add_argument('--out', required=True, metavar='FILE', help=f'file to write, {suffixes}')
+    parser.add_argument(
+        '--part',
+        choices=('segmentor', 'backbone'),
+        default='segmentor',
+        help='from pixels to labels, or the bare backbone on normalised images (default: segmentor)',
+    )
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=whole_number(1),
+        action='append',
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the image; more than once for a model of several sizes (default: the crops of the config)',
+    )
+    parser.add_argument(
+        '--output',
+        choices=('labels', 'logits', 'both'),
+        default='labels',
+        help='class of every pixel, scores of the classes at a quarter of the size, or both (default: labels)',
+    )
+    add_fuse_option(parser)
+    parser.add_argument(
+        '--verify',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='compare the saved file with PyTorch (default: on)',
+    )
+    parser.add_argument(
+        '--images', nargs='+', metavar='FILE', help='to verify with (default: of the test set, or drawn scenes)'
+    )
+    parser.add_argument('--benchmark', action='store_true', help='measure the latency on this machine')
 
 
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:

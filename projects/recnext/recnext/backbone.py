@@ -175,8 +175,6 @@ class Downsample(nn.Module):
     def switch_to_deploy(self) -> None:
         if isinstance(self.token_mixer, nn.Conv2d):
             self.token_mixer, self.norm = fold_norm(self.token_mixer, self.norm), nn.Identity()
-            if self.token_mixer.weight.device.type == 'cpu':
-                self.token_mixer = DepthwisePair(self.token_mixer)
 
 
 class DepthwisePair(nn.Module):
@@ -191,6 +189,15 @@ class DepthwisePair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.channel_shuffle(torch.cat([self.first(x), self.second(x)], 1), 2)
+
+
+def pair_downsampling(network: nn.Module) -> None:
+    """Make a :class:`DepthwisePair` of every folded downsampling convolution on a CPU; in place, and idempotent."""
+    for module in network.modules():
+        if isinstance(module, Downsample) and isinstance(module.norm, nn.Identity):
+            conv = module.token_mixer
+            if isinstance(conv, nn.Conv2d) and conv.weight.device.type == 'cpu':
+                module.token_mixer = DepthwisePair(conv)
 
 
 def _every_second(conv: nn.Conv2d, place: int) -> nn.Conv2d:

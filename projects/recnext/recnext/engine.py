@@ -13,6 +13,7 @@ from mmengine.runner import Runner, autocast
 from torch import nn
 
 from .allocation import keep_freed_memory
+from .backbone import pair_downsampling
 from .errors import UserError
 from .segmentor import FUSE, FastEncoderDecoder
 
@@ -65,6 +66,7 @@ def deploy(
     keep_freed_memory()
     segmentor.eval()
     segmentor.switch_to_deploy(fuse)
+    pair_downsampling(segmentor)
     segmentor.set_format(DTYPES[precision], channels_last)
     if compile:
         segmentor.network = torch.compile(segmentor.network)

@@ -1,0 +1,353 @@
+"""Core ML: one checkpoint to one file that an app takes, checked before it is written."""
+
+import json
+import logging
+import operator
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from .checkpoint import download, sha256_of
+from .coreml_evaluator import CoreMLEvaluator, open_model
+from .errors import UserError
+from .exported import STRIDE, ExportedBackbone, ExportedSegmentor, capture, check_sizes, load_segmentor
+from .launch import check_checkpoint, load_config, make_folder
+from .released import find_release
+from .segmentor import FastEncoderDecoder
+from .verification import Agreement, Model, find_images, merge, verify_backbone, verify_segmentor
+
+SUFFIXES = dict(mlprogram='.mlpackage', neuralnetwork='.mlmodel')
+
+TARGETS = dict(mlprogram=('iOS16', 'iOS15', 'iOS17', 'iOS18'), neuralnetwork=('iOS14', 'iOS13'))
+"""The oldest systems that a format can be made for; the first is the default."""
+
+COMPRESSIONS = ('none', 'palettize', 'linear8')
+
+
+def export_coreml(
+    config: str,
+    checkpoint: str,
+    out: str,
+    part: str = 'segmentor',
+    size: Sequence[Sequence[int]] | None = None,
+    format: str = 'mlprogram',
+    precision: str = 'fp16',
+    output: str = 'labels',
+    target: str | None = None,
+    compress: str = 'none',
+    fuse: str = 'all',
+    verify: bool = True,
+    images: Sequence[str] | None = None,
+    benchmark: bool = False,
+    cfg_options: dict | None = None,
+) -> str:
+    """Export a checkpoint; see ``python tools/export_coreml.py --help``.
+
+    Args:
+        config: Path of the config.
+        checkpoint: Path or address of the weights, of mmseg 1.x or 0.x.
+        out: File to write, ``.mlpackage`` or ``.mlmodel``.
+        part: ``'segmentor'``, from pixels to labels, or ``'backbone'``, from a normalised image to features.
+        size: Sizes (height, width) of the image, in pixels; that of the config's training crops if None.
+        format: ``'mlprogram'`` or ``'neuralnetwork'``.
+        precision: ``'fp16'`` or ``'fp32'``; in a neural network of the weights alone.
+        output: Of a segmentor: ``'labels'``, ``'logits'`` or ``'both'``.
+        target: Oldest system that it must run on, one of :data:`TARGETS`.
+        compress: Weights as indices into 256 values a tensor (``'palettize'``), or as 8-bit integers (``'linear8'``).
+        fuse: See :meth:`segmentor.FastEncoderDecoder.switch_to_deploy`.
+        verify: Compare the saved file with PyTorch.
+        images: Image files to verify with.
+        benchmark: Measure the latency; on macOS.
+        cfg_options: Merged into the config.
+
+    Returns:
+        A table of what was made.
+
+    Raises:
+        UserError: what does not fit, or a saved model that is wrong; nothing is written.
+    """
+    began = time.monotonic()
+    path = Path(out)
+    target = target or TARGETS[format][0]
+    _check_words(path, format, target, precision, compress)
+    if benchmark and sys.platform != 'darwin':
+        raise UserError('--benchmark measures with Core ML itself, and needs macOS.')
+    cfg = load_config(config, cfg_options)
+    sizes = [tuple(map(int, one)) for one in size or [cfg.crop_size]]
+    check_sizes(sizes)
+    if format == 'neuralnetwork' and (len(sizes) > 1 or any(side % (2 * STRIDE) for side in sizes[0])):
+        raise UserError(
+            f'A neural network resizes by whole numbers: one size, of multiples of {2 * STRIDE}. --format mlprogram takes others.'
+        )
+    checkpoint = download(checkpoint) if '://' in checkpoint else checkpoint
+    check_checkpoint(cfg, checkpoint)
+    where, pictures = find_images(cfg, images) if verify else (None, None)
+    make_folder(path.parent)
+
+    original = load_segmentor(cfg, checkpoint)
+    folded = load_segmentor(cfg, checkpoint)
+    folded.switch_to_deploy(fuse)
+    wrapper = ExportedSegmentor(folded, output, single=True) if part == 'segmentor' else ExportedBackbone(folded.backbone)
+    _quiet_coremltools()
+    model = convert(wrapper, sizes, format, precision, target)
+    if compress != 'none':
+        model = compress_weights(model, compress)
+    describe(model, cfg, config, checkpoint, part, sizes)
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
+        beside = Path(folder) / path.name
+        _save(model, beside)
+        saved = open_model(beside)
+        agreement = None
+        if verify:
+            agreement = verify_saved(saved, original, part, sizes, pictures, where)
+            agreement.check('fp32' if precision == 'fp32' and compress == 'none' else 'fp16')
+        rows = _table(path, beside, saved, sizes, format, precision, target, compress, fuse, agreement)
+        beside.rename(path)
+    rows['took'] = f'{time.monotonic() - began:.0f} s, at most {_peak_memory() / 1e9:.1f} GB of memory'
+    if benchmark:
+        from .coreml_benchmark import benchmark_coreml
+
+        rows['latency'] = benchmark_coreml(path)
+    rows['next'] = 'drag the file into Xcode; docs/phone.md has the Swift code'
+    return '\n'.join(f'{name:<12} {value}' for name, value in rows.items())
+
+
+def _check_words(path: Path, format: str, target: str, precision: str, compress: str) -> None:
+    if path.suffix != SUFFIXES[format]:
+        raise UserError(f'--format {format} is written to a file {SUFFIXES[format]}; found {path.name}.')
+    if target not in TARGETS[format]:
+        raise UserError(f'--format {format} exists for {", ".join(sorted(TARGETS[format]))}; found --target {target}.')
+    if compress != 'none' and (format != 'mlprogram' or target == 'iOS15'):
+        raise UserError(f'--compress {compress} needs --format mlprogram and at least iOS16.')
+    if precision == 'fp32' and compress != 'none':
+        raise UserError(f'--compress {compress} rounds the weights, for which --precision fp16 is enough.')
+    if path.exists():
+        raise UserError(f'{path} is there already. Remove it, or choose another name.')
+
+
+def convert(
+    wrapper: ExportedSegmentor | ExportedBackbone,
+    sizes: Sequence[tuple[int, int]],
+    format: str = 'mlprogram',
+    precision: str = 'fp16',
+    target: str = 'iOS16',
+) -> Any:
+    """A Core ML model (``coremltools.models.MLModel``) of a wrapper, in eval mode, for images of one size or several."""
+    import coremltools as ct
+
+    if len(sizes) == 1:
+        program = capture(wrapper, sizes[0])
+        shape = (1, 3, *sizes[0])
+    else:
+        block = 2 * STRIDE
+        dynamic = {dim + 2: block * Dim(f'blocks_{dim}', min=2, max=max(sizes)[dim]) for dim in range(2)}
+        program = capture(wrapper, sizes[0], dynamic)
+        fix_scales(program)
+        replace_powers(program)
+        shape = ct.EnumeratedShapes([(1, 3, *one) for one in sizes], default=(1, 3, *sizes[0]))
+    if isinstance(wrapper, ExportedSegmentor):
+        inputs = [ct.ImageType('image', shape=shape, color_layout=ct.colorlayout.RGB)]
+    else:
+        inputs = [ct.TensorType('image', shape=shape, dtype=np.float32)]
+    types = {'labels': np.int32}
+    outputs = [ct.TensorType(name, dtype=types.get(name, np.float32)) for name in wrapper.names]
+    options = dict(minimum_deployment_target=getattr(ct.target, target))
+    if format == 'mlprogram':
+        options['compute_precision'] = ct.precision.FLOAT16 if precision == 'fp16' else ct.precision.FLOAT32
+    model = ct.convert(program, convert_to=format, inputs=inputs, outputs=outputs, skip_model_load=True, **options)
+    if format == 'neuralnetwork' and precision == 'fp16':
+        model = _halve_weights(model)
+    return model
+
+
+def fix_scales(program: ExportedProgram) -> None:
+    """Say by which factor each resize enlarges its map, in place of the size that it makes; in place.
+
+    coremltools cannot tell the factor where sizes are not known, though the sizes are multiples of each other.
+    """
+    for node in program.graph.nodes:
+        resize = {
+            torch.ops.aten.upsample_bilinear2d.vec: lambda x, size, align, *_: (x, None, align),
+            torch.ops.aten.upsample_nearest2d.vec: lambda x, size, *_: (x, None),
+        }.get(node.target)
+        if resize:
+            before, after = (one.meta['val'].shape[2:] for one in (node.args[0], node))
+            # Of the sizes that the graph was captured with.
+            factors = [int(new) / int(old) for new, old in zip(map(_hint, after), map(_hint, before))]
+            node.args = (*resize(*node.args), factors)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def _hint(length: int | torch.SymInt) -> int:
+    return length.node.hint if isinstance(length, torch.SymInt) else length
+
+
+def replace_powers(program: ExportedProgram) -> None:
+    """Compute powers of sizes (RecAttn's scale) with tensors: coremltools knows no floating-point sizes; in place."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is operator.pow and node.args[0].target is torch.sym_float:
+            size, exponent = node.args[0].args[0], node.args[1]
+            with graph.inserting_before(node):
+                one = graph.call_function(torch.ops.aten.full.default, ([1], 1.0))
+                length = graph.call_function(torch.ops.aten.mul.Tensor, (one, size))
+                power = graph.call_function(torch.ops.aten.pow.Tensor_Scalar, (length, exponent))
+            node.replace_all_uses_with(power)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def compress_weights(model: Any, how: str) -> Any:
+    """``'palettize'``: every weight one of 256 values of its tensor; ``'linear8'``: 8-bit integers, a scale a channel."""
+    import coremltools.optimize.coreml as cto
+
+    if how == 'palettize':
+        config = cto.OpPalettizerConfig(mode='kmeans', nbits=8)
+        return cto.palettize_weights(model, cto.OptimizationConfig(global_config=config))
+    config = cto.OpLinearQuantizerConfig(mode='linear_symmetric', dtype=np.int8)
+    return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config))
+
+
+def describe(
+    model: Any, cfg: Config, config: str, checkpoint: str, part: str, sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Write into a model what it is, where it is from, and for a segmentor what Xcode's preview needs."""
+    name = Path(config).stem
+    release = find_release(checkpoint)
+    model.author = 'RecNeXt: https://github.com/suous/RecNeXt'
+    model.license = 'Apache-2.0'
+    model.version = sha256_of(checkpoint)[:12]
+    own = dict(config=name, checkpoint=Path(checkpoint).name, sha256=sha256_of(checkpoint))
+    if release:
+        own.update({f'{metric} (released)': str(value) for metric, value in release['metrics'].items()})
+    if part == 'backbone':
+        model.short_description = f'The backbone of {name}: a normalised image to {len(model.output_description)} features.'
+        model.input_description['image'] = 'RGB, normalised as in training, (1, 3, height, width)'
+        for output in model.output_description:
+            model.output_description[output] = 'Feature map, (1, channels, height, width)'
+    else:
+        classes, palette = classes_of(cfg)
+        model.short_description = f'Semantic segmentation into {len(classes)} classes: {name}.'
+        height, width = sizes[0]
+        model.input_description['image'] = f'RGB image, {width} x {height} pixels' + (' or other sizes' * (len(sizes) > 1))
+        said = dict(
+            labels='Class of every pixel, (height, width): index into the names in the metadata',
+            logits='Scores of the classes at a quarter of the size, (1, classes, height / 4, width / 4)',
+        )
+        for output in model.output_description:
+            model.output_description[output] = said[output]
+        colors = ['#{:02X}{:02X}{:02X}'.format(*color) for color in palette]
+        own['classes'] = json.dumps(classes)
+        # https://apple.github.io/coremltools/docs-guides/source/xcode-model-preview-types.html
+        own['com.apple.coreml.model.preview.type'] = 'imageSegmenter'
+        own['com.apple.coreml.model.preview.params'] = json.dumps(dict(labels=classes, colors=colors))
+    model.user_defined_metadata.update(own)
+
+
+def classes_of(cfg: Config) -> tuple[list[str], list[list[int]]]:
+    """The names and colours (RGB) of the classes of a config's test set, which need not be there."""
+    init_default_scope('mmseg')
+    metainfo = DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': [], 'lazy_init': True}).metainfo
+    return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]
+
+
+def verify_saved(
+    saved: CoreMLEvaluator,
+    original: FastEncoderDecoder,
+    part: str,
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[np.ndarray],
+    named: str,
+) -> Agreement:
+    """Compare a saved model with the network as trained, at each of its sizes."""
+    from rich.progress import track
+
+    model = predict_with_coreml(saved.path, part) if sys.platform == 'darwin' else saved
+    verify = verify_segmentor if part == 'segmentor' else verify_backbone
+    return merge([verify(model, original, size, images, named) for size in track(sizes, 'Verifying')])
+
+
+def predict_with_coreml(path: Path, part: str) -> Model:
+    """The saved model run by Core ML itself, on the processor; needs macOS."""
+    import coremltools as ct
+    from PIL import Image
+
+    model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.CPU_ONLY)
+
+    def predict(image: np.ndarray) -> dict[str, np.ndarray]:
+        if part == 'segmentor':
+            return model.predict(dict(image=Image.fromarray(image[0].transpose(1, 2, 0).astype(np.uint8))))
+        return model.predict(dict(image=image))
+
+    return predict
+
+
+def _halve_weights(model: Any) -> Any:
+    """A neural network with its weights in 16 bits."""
+    import coremltools as ct
+    from coremltools.models.neural_network.quantization_utils import quantize_weights
+
+    halved = quantize_weights(model, nbits=16)
+    # Off macOS the specification alone comes back.
+    return halved if isinstance(halved, ct.models.MLModel) else ct.models.MLModel(halved, skip_model_load=True)
+
+
+def _save(model: Any, path: Path) -> None:
+    try:
+        model.save(str(path))
+    except OSError as error:
+        raise UserError(f'{path.name} cannot be written: {error}') from None
+
+
+def _table(
+    path: Path,
+    beside: Path,
+    saved: CoreMLEvaluator,
+    sizes: Sequence[tuple[int, int]],
+    format: str,
+    precision: str,
+    target: str,
+    compress: str,
+    fuse: str,
+    agreement: Agreement | None,
+) -> dict[str, str]:
+    files = [file for file in beside.rglob('*') if file.is_file()] if beside.is_dir() else [beside]
+    if not saved.multiply_adds:
+        saved(np.zeros((1, 3, *sizes[0]), np.float32))
+    kinds = ', '.join(f'{number} {kind}' for kind, number in saved.operations.most_common())
+    compressed = f', weights {compress}' if compress != 'none' else ''
+    return dict(
+        file=str(path),
+        size=f'{sum(file.stat().st_size for file in files) / 1e6:.1f} MB',
+        image=', '.join(f'{height} x {width}' for height, width in sizes) + ' pixels (height x width)',
+        operations=f'{saved.operations.total()}: {kinds}',
+        multiply_adds=f'{saved.multiply_adds / 1e9:.2f} G at {" x ".join(map(str, sizes[-1]))}, folded: {fuse}',
+        precision=f'{precision}{compressed}, {format} by torch.export',
+        target=f'{target} or later',
+        verified=str(agreement) if agreement else 'no',
+    )
+
+
+def _peak_memory() -> int:
+    """Of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else 1024 * peak
+
+
+def _quiet_coremltools() -> None:
+    """coremltools warns of every torch newer than its tests and of every missing macOS library; verifying is better."""
+    for name in ('coremltools', 'coremltools.converters.mil.mil.types.symbolic'):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,36 @@
+"""Export a checkpoint to Core ML, and check the file against PyTorch before it is written."""
+
+import argparse
+
+from _cli import add_cfg_options, add_export_options, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_export_options(parser, '.mlpackage or .mlmodel')
+    parser.add_argument('--format', choices=('mlprogram', 'neuralnetwork'), default='mlprogram', help='default: mlprogram')
+    parser.add_argument('--precision', choices=('fp16', 'fp32'), default='fp16', help='default: fp16')
+    parser.add_argument(
+        '--target',
+        metavar='iOS16',
+        help='oldest system: iOS15 to iOS18 for mlprogram (default: iOS16), iOS13 or iOS14 for neuralnetwork',
+    )
+    parser.add_argument(
+        '--compress',
+        choices=('none', 'palettize', 'linear8'),
+        default='none',
+        help='weights as one of 256 values, or as 8-bit integers (default: none)',
+    )
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from projects.recnext.recnext.coreml import export_coreml
+
+    print(export_coreml(**vars(args)))
+
+
+if __name__ == '__main__':
+    run(main)
