@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, config_of, run_tool
-from mmengine.config import Config
 from PIL import Image
 from tiny import write_tiny_config
-from torch import distributed
 
 from projects.recnext.recnext.checkpoint import read_checkpoint
-from projects.recnext.recnext.distributed import joined_processes
 from projects.recnext.recnext.sample_scenes import write_dataset
 
 ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable}
@@ -136,14 +133,24 @@ def test_two_processes_of_two_images_train_as_one_of_four(two_processes, scenes,
     assert max((one[key] - two[key]).abs().max() for key in weights) < 1e-5
 
 
-def test_processes_part_in_the_end(monkeypatch):
-    """An interpreter that ends while still joined is aborted now and then: one training in 45."""
-    variables = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with joined_processes(Config(dict(launcher='pytorch'))):
-        assert distributed.is_initialized()
-    assert not distributed.is_initialized()
+TRAINS_AND_COUNTS = """
+import os, sys
+from projects.recnext.recnext.launch import train
+train(sys.argv[1], work_dir=sys.argv[2], launcher='pytorch', cfg_options={'train_cfg.max_iters': 1})
+print('threads left:', len(os.listdir('/proc/self/task')))
+"""
+
+
+def test_no_thread_outlives_training(scenes, tmp_path):
+    """One that frees a tensor while the interpreter ends aborts it: a finished run would be reported as failed."""
+    config = write_tiny_config(tmp_path, scenes)
+    where = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    result = subprocess.run(
+        [sys.executable, '-c', TRAINS_AND_COUNTS, config, tmp_path / 'work'],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **where, 'OMP_NUM_THREADS': '1'}, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert 'threads left: 1\n' in result.stdout
 
 
 def free_port() -> str:

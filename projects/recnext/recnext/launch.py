@@ -105,11 +105,15 @@ def train(
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
     with joined_processes(cfg):
-        runner = Runner.from_cfg(cfg)
-        runner.logger.info(describe_batch(cfg, runner.world_size))
-        if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
-            runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
-        runner.train()
+        _run_training(cfg)
+
+
+def _run_training(cfg: Config) -> None:
+    runner = Runner.from_cfg(cfg)
+    runner.logger.info(describe_batch(cfg, runner.world_size))
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
+        runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
+    runner.train()
 
 
 def choose_weights(cfg: Config, resume: str | None) -> None:
