@@ -83,7 +83,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
 
 
-def add_export_options(parser: argparse.ArgumentParser, suffixes: str) -> None:
+def add_export_options(parser: argparse.ArgumentParser, suffixes: str, size: str) -> None:
     """What the exporters share."""
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights, of this project or as released (0.x)')
@@ -100,7 +100,7 @@ def add_export_options(parser: argparse.ArgumentParser, suffixes: str) -> None:
         type=whole_number(1),
         action='append',
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the image; more than once for a model of several sizes (default: the crops of the config)',
+        help=size,
     )
     parser.add_argument(
         '--output',

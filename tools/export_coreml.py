@@ -7,8 +7,14 @@ from _cli import add_cfg_options, add_export_options, run
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_export_options(parser, '.mlpackage or .mlmodel')
-    parser.add_argument('--format', choices=('mlprogram', 'neuralnetwork'), default='mlprogram', help='default: mlprogram')
+    add_export_options(
+        parser,
+        '.mlpackage or .mlmodel',
+        'of the image; more than once for several sizes (default: the crops of the config)',
+    )
+    parser.add_argument(
+        '--format', choices=('mlprogram', 'neuralnetwork'), default='mlprogram', help='default: mlprogram'
+    )
     parser.add_argument('--precision', choices=('fp16', 'fp32'), default='fp16', help='default: fp16')
     parser.add_argument(
         '--target',

@@ -1,39 +1,45 @@
 """Core ML: one checkpoint to one file that an app takes, checked before it is written."""
 
+import contextlib
+import io
 import json
 import logging
 import operator
-import resource
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
-from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from .checkpoint import download, sha256_of
-from .coreml_evaluator import CoreMLEvaluator, open_model
+from .coreml_evaluator import open_model
 from .errors import UserError
-from .exported import STRIDE, ExportedBackbone, ExportedSegmentor, capture, check_sizes, load_segmentor
-from .launch import check_checkpoint, load_config, make_folder
-from .released import find_release
-from .segmentor import FastEncoderDecoder
-from .verification import Agreement, Model, find_images, merge, verify_backbone, verify_segmentor
+from .exported import (
+    STRIDE,
+    ExportedBackbone,
+    ExportedSegmentor,
+    Source,
+    capture,
+    check_free,
+    check_sizes,
+    format_table,
+    load_source,
+    peak_memory,
+    written_beside,
+)
+from .verification import Model, find_images
+from .verification import verify as verify_saved
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
 SUFFIXES = dict(mlprogram='.mlpackage', neuralnetwork='.mlmodel')
 
 TARGETS = dict(mlprogram=('iOS16', 'iOS15', 'iOS17', 'iOS18'), neuralnetwork=('iOS14', 'iOS13'))
 """The oldest systems that a format can be made for; the first is the default."""
-
-COMPRESSIONS = ('none', 'palettize', 'linear8')
 
 
 def export_coreml(
@@ -81,60 +87,66 @@ def export_coreml(
     began = time.monotonic()
     path = Path(out)
     target = target or TARGETS[format][0]
-    _check_words(path, format, target, precision, compress)
+    _check_words(format, target, precision, compress)
+    check_free(path, SUFFIXES[format])
     if benchmark and sys.platform != 'darwin':
         raise UserError('--benchmark measures with Core ML itself, and needs macOS.')
-    cfg = load_config(config, cfg_options)
-    sizes = [tuple(map(int, one)) for one in size or [cfg.crop_size]]
+    source = load_source(config, checkpoint, fuse, cfg_options)
+    sizes = [tuple(map(int, one)) for one in size or [source.cfg.crop_size]]
     check_sizes(sizes)
     if format == 'neuralnetwork' and (len(sizes) > 1 or any(side % (2 * STRIDE) for side in sizes[0])):
         raise UserError(
-            f'A neural network resizes by whole numbers: one size, of multiples of {2 * STRIDE}. --format mlprogram takes others.'
+            'A neural network resizes by whole numbers, and has one size, of multiples of '
+            f'{2 * STRIDE}. --format mlprogram takes others.'
         )
-    checkpoint = download(checkpoint) if '://' in checkpoint else checkpoint
-    check_checkpoint(cfg, checkpoint)
-    where, pictures = find_images(cfg, images) if verify else (None, None)
-    make_folder(path.parent)
-
-    original = load_segmentor(cfg, checkpoint)
-    folded = load_segmentor(cfg, checkpoint)
-    folded.switch_to_deploy(fuse)
-    wrapper = ExportedSegmentor(folded, output, single=True) if part == 'segmentor' else ExportedBackbone(folded.backbone)
+    named, pictures = find_images(source.cfg, images) if verify else ('', [])
     _quiet_coremltools()
-    model = convert(wrapper, sizes, format, precision, target)
+    model = convert(source.wrap(part, output, single=True), sizes, format, precision, target)
     if compress != 'none':
         model = compress_weights(model, compress)
-    describe(model, cfg, config, checkpoint, part, sizes)
-    with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
-        beside = Path(folder) / path.name
-        _save(model, beside)
+    describe(model, source, part, sizes)
+    with written_beside(path) as beside:
+        model.save(str(beside))
         saved = open_model(beside)
-        agreement = None
-        if verify:
-            agreement = verify_saved(saved, original, part, sizes, pictures, where)
-            agreement.check('fp32' if precision == 'fp32' and compress == 'none' else 'fp16')
-        rows = _table(path, beside, saved, sizes, format, precision, target, compress, fuse, agreement)
-        beside.rename(path)
-    rows['took'] = f'{time.monotonic() - began:.0f} s, at most {_peak_memory() / 1e9:.1f} GB of memory'
+        run = predict_with_coreml(beside, part) if sys.platform == 'darwin' else saved
+        agreement = verify_saved(run, source.original, part, sizes, pictures, named) if verify else None
+        if agreement:
+            agreement.check('fp32' if precision == 'fp32' else 'fp16')
+        if not saved.multiply_adds:
+            saved(np.zeros((1, 3, *sizes[-1]), np.float32))
+        rows = dict(
+            file=out,
+            size=f'{_size(beside) / 1e6:.1f} MB',
+            image=', '.join(f'{height} x {width}' for height, width in sizes) + ' pixels (height x width)',
+            operations=f'{saved.operations.total()}: '
+            + ', '.join(f'{number} {kind}' for kind, number in saved.operations.most_common()),
+        )
+    rows['multiply-adds'] = f'{saved.multiply_adds / 1e9:.2f} G at {" x ".join(map(str, sizes[-1]))}, folded: {fuse}'
+    rows['precision'] = precision + (f', weights {compress}' if compress != 'none' else '')
+    rows['format'] = f'{format} for {target} or later, by torch.export'
+    rows['verified'] = str(agreement) if agreement else 'no'
+    rows['took'] = f'{time.monotonic() - began:.0f} s, at most {peak_memory():.1f} GB of memory'
     if benchmark:
         from .coreml_benchmark import benchmark_coreml
 
         rows['latency'] = benchmark_coreml(path)
     rows['next'] = 'drag the file into Xcode; docs/phone.md has the Swift code'
-    return '\n'.join(f'{name:<12} {value}' for name, value in rows.items())
+    return format_table(rows)
 
 
-def _check_words(path: Path, format: str, target: str, precision: str, compress: str) -> None:
-    if path.suffix != SUFFIXES[format]:
-        raise UserError(f'--format {format} is written to a file {SUFFIXES[format]}; found {path.name}.')
+def _check_words(format: str, target: str, precision: str, compress: str) -> None:
     if target not in TARGETS[format]:
         raise UserError(f'--format {format} exists for {", ".join(sorted(TARGETS[format]))}; found --target {target}.')
     if compress != 'none' and (format != 'mlprogram' or target == 'iOS15'):
         raise UserError(f'--compress {compress} needs --format mlprogram and at least iOS16.')
-    if precision == 'fp32' and compress != 'none':
+    if compress != 'none' and precision == 'fp32':
         raise UserError(f'--compress {compress} rounds the weights, for which --precision fp16 is enough.')
-    if path.exists():
-        raise UserError(f'{path} is there already. Remove it, or choose another name.')
+
+
+def _size(path: Path) -> int:
+    """Of a file, or of all the files of a package, in bytes."""
+    files = [file for file in path.rglob('*') if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def convert(
@@ -143,8 +155,8 @@ def convert(
     format: str = 'mlprogram',
     precision: str = 'fp16',
     target: str = 'iOS16',
-) -> Any:
-    """A Core ML model (``coremltools.models.MLModel``) of a wrapper, in eval mode, for images of one size or several."""
+) -> 'MLModel':
+    """A Core ML model (``coremltools.models.MLModel``) of a wrapper in eval mode, for images of one size or several."""
     import coremltools as ct
 
     if len(sizes) == 1:
@@ -210,8 +222,8 @@ def replace_powers(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def compress_weights(model: Any, how: str) -> Any:
-    """``'palettize'``: every weight one of 256 values of its tensor; ``'linear8'``: 8-bit integers, a scale a channel."""
+def compress_weights(model: 'MLModel', how: str) -> 'MLModel':
+    """Weights as one of 256 values of their tensor (``'palettize'``), or 8-bit integers, a scale a channel."""
     import coremltools.optimize.coreml as cto
 
     if how == 'palettize':
@@ -221,63 +233,35 @@ def compress_weights(model: Any, how: str) -> Any:
     return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config))
 
 
-def describe(
-    model: Any, cfg: Config, config: str, checkpoint: str, part: str, sizes: Sequence[tuple[int, int]]
-) -> None:
+def describe(model: 'MLModel', source: Source, part: str, sizes: Sequence[tuple[int, int]]) -> None:
     """Write into a model what it is, where it is from, and for a segmentor what Xcode's preview needs."""
-    name = Path(config).stem
-    release = find_release(checkpoint)
+    own = source.describe()
     model.author = 'RecNeXt: https://github.com/suous/RecNeXt'
     model.license = 'Apache-2.0'
-    model.version = sha256_of(checkpoint)[:12]
-    own = dict(config=name, checkpoint=Path(checkpoint).name, sha256=sha256_of(checkpoint))
-    if release:
-        own.update({f'{metric} (released)': str(value) for metric, value in release['metrics'].items()})
+    model.version = own['sha256'][:12]
     if part == 'backbone':
-        model.short_description = f'The backbone of {name}: a normalised image to {len(model.output_description)} features.'
+        model.short_description = f'The backbone of {own["config"]}.'
         model.input_description['image'] = 'RGB, normalised as in training, (1, 3, height, width)'
-        for output in model.output_description:
-            model.output_description[output] = 'Feature map, (1, channels, height, width)'
+        said = {
+            f'feature_{index}': f'Feature map of stride {2 ** (index + 2)}, (1, channels, ...)' for index in range(4)
+        }
     else:
-        classes, palette = classes_of(cfg)
-        model.short_description = f'Semantic segmentation into {len(classes)} classes: {name}.'
-        height, width = sizes[0]
-        model.input_description['image'] = f'RGB image, {width} x {height} pixels' + (' or other sizes' * (len(sizes) > 1))
+        classes, palette = source.classes()
+        several = ' or other sizes' if len(sizes) > 1 else ''
+        model.short_description = f'Semantic segmentation into {len(classes)} classes: {own["config"]}.'
+        model.input_description['image'] = f'RGB image, {sizes[0][1]} x {sizes[0][0]} pixels{several}'
         said = dict(
-            labels='Class of every pixel, (height, width): index into the names in the metadata',
+            labels='Class of every pixel, (height, width): index into the classes in the metadata',
             logits='Scores of the classes at a quarter of the size, (1, classes, height / 4, width / 4)',
         )
-        for output in model.output_description:
-            model.output_description[output] = said[output]
-        colors = ['#{:02X}{:02X}{:02X}'.format(*color) for color in palette]
         own['classes'] = json.dumps(classes)
         # https://apple.github.io/coremltools/docs-guides/source/xcode-model-preview-types.html
         own['com.apple.coreml.model.preview.type'] = 'imageSegmenter'
+        colors = ['#{:02X}{:02X}{:02X}'.format(*color) for color in palette]
         own['com.apple.coreml.model.preview.params'] = json.dumps(dict(labels=classes, colors=colors))
+    for output in model.output_description:
+        model.output_description[output] = said[output]
     model.user_defined_metadata.update(own)
-
-
-def classes_of(cfg: Config) -> tuple[list[str], list[list[int]]]:
-    """The names and colours (RGB) of the classes of a config's test set, which need not be there."""
-    init_default_scope('mmseg')
-    metainfo = DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': [], 'lazy_init': True}).metainfo
-    return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]
-
-
-def verify_saved(
-    saved: CoreMLEvaluator,
-    original: FastEncoderDecoder,
-    part: str,
-    sizes: Sequence[tuple[int, int]],
-    images: Sequence[np.ndarray],
-    named: str,
-) -> Agreement:
-    """Compare a saved model with the network as trained, at each of its sizes."""
-    from rich.progress import track
-
-    model = predict_with_coreml(saved.path, part) if sys.platform == 'darwin' else saved
-    verify = verify_segmentor if part == 'segmentor' else verify_backbone
-    return merge([verify(model, original, size, images, named) for size in track(sizes, 'Verifying')])
 
 
 def predict_with_coreml(path: Path, part: str) -> Model:
@@ -295,56 +279,15 @@ def predict_with_coreml(path: Path, part: str) -> Model:
     return predict
 
 
-def _halve_weights(model: Any) -> Any:
+def _halve_weights(model: 'MLModel') -> 'MLModel':
     """A neural network with its weights in 16 bits."""
     import coremltools as ct
     from coremltools.models.neural_network.quantization_utils import quantize_weights
 
-    halved = quantize_weights(model, nbits=16)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for every layer
+        halved = quantize_weights(model, nbits=16)
     # Off macOS the specification alone comes back.
     return halved if isinstance(halved, ct.models.MLModel) else ct.models.MLModel(halved, skip_model_load=True)
-
-
-def _save(model: Any, path: Path) -> None:
-    try:
-        model.save(str(path))
-    except OSError as error:
-        raise UserError(f'{path.name} cannot be written: {error}') from None
-
-
-def _table(
-    path: Path,
-    beside: Path,
-    saved: CoreMLEvaluator,
-    sizes: Sequence[tuple[int, int]],
-    format: str,
-    precision: str,
-    target: str,
-    compress: str,
-    fuse: str,
-    agreement: Agreement | None,
-) -> dict[str, str]:
-    files = [file for file in beside.rglob('*') if file.is_file()] if beside.is_dir() else [beside]
-    if not saved.multiply_adds:
-        saved(np.zeros((1, 3, *sizes[0]), np.float32))
-    kinds = ', '.join(f'{number} {kind}' for kind, number in saved.operations.most_common())
-    compressed = f', weights {compress}' if compress != 'none' else ''
-    return dict(
-        file=str(path),
-        size=f'{sum(file.stat().st_size for file in files) / 1e6:.1f} MB',
-        image=', '.join(f'{height} x {width}' for height, width in sizes) + ' pixels (height x width)',
-        operations=f'{saved.operations.total()}: {kinds}',
-        multiply_adds=f'{saved.multiply_adds / 1e9:.2f} G at {" x ".join(map(str, sizes[-1]))}, folded: {fuse}',
-        precision=f'{precision}{compressed}, {format} by torch.export',
-        target=f'{target} or later',
-        verified=str(agreement) if agreement else 'no',
-    )
-
-
-def _peak_memory() -> int:
-    """Of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else 1024 * peak
 
 
 def _quiet_coremltools() -> None:

@@ -7,14 +7,18 @@ https://apple.github.io/coremltools/mlmodel/Format/MIL.html and https://apple.gi
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from google.protobuf.message import Message
 from torch import Tensor
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from coremltools.converters.mil.mil import Operation, Var
 
 
 class UnknownOperation(UserError):
@@ -33,7 +37,7 @@ class CoreMLEvaluator:
         multiply_adds: Of the last image, in convolutions and matrix products.
     """
 
-    def __init__(self, path: Path, spec: Any) -> None:
+    def __init__(self, path: Path, spec: Message) -> None:
         self.path = path
         self.spec = spec
         self.operations: Counter[str] = Counter()
@@ -53,7 +57,7 @@ class CoreMLEvaluator:
         """
         raise NotImplementedError
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, **geometry: Any) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, **geometry: object) -> Tensor:
         out = F.conv2d(x, weight, bias, **geometry)
         self.multiply_adds += out.numel() * weight[0].numel()
         return out
@@ -100,7 +104,7 @@ GELU = dict(EXACT='none', TANH_APPROXIMATION='tanh')
 class ProgramEvaluator(CoreMLEvaluator):
     """An ML program: operations on tensors of declared types. 16-bit operations accumulate in 32 bits, and round."""
 
-    def __init__(self, path: Path, spec: Any, weights: str) -> None:
+    def __init__(self, path: Path, spec: Message, weights: str) -> None:
         from coremltools.converters.mil.frontend.milproto.load import load
 
         super().__init__(path, spec)
@@ -108,8 +112,10 @@ class ProgramEvaluator(CoreMLEvaluator):
         self.function = program.functions['main']
         self.operations.update(op.op_type for op in self._executed())
 
-    def _executed(self) -> list[Any]:
-        return [op for op in self.function.operations if op.op_type != 'const' and not op.op_type.startswith('constexpr')]
+    def _executed(self) -> list['Operation']:
+        return [
+            op for op in self.function.operations if op.op_type != 'const' and not op.op_type.startswith('constexpr')
+        ]
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         self.multiply_adds = 0
@@ -127,7 +133,7 @@ class ProgramEvaluator(CoreMLEvaluator):
                 self.values[var.name] = _rounded(result, var)
         return {**{var.name: self.values[var.name].numpy() for var in self.function.outputs}, **scores}
 
-    def _value(self, var: Any) -> Any:
+    def _value(self, var: 'Var') -> object:
         """The value of an argument: a tensor, a number, a word, or a list of them."""
         if isinstance(var, (list, tuple)):
             return [self._value(one) for one in var]
@@ -218,7 +224,7 @@ class ProgramEvaluator(CoreMLEvaluator):
     def op_concat(self, values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
         if interleave:
             raise UnknownOperation('concat with interleave', self.path)
-        return torch.cat([value if torch.is_tensor(value) else torch.tensor([value]) for value in values], int(axis))
+        return torch.cat([torch.atleast_1d(torch.as_tensor(value)) for value in values], int(axis))
 
     def op_slice_by_index(
         self, x: Tensor, begin: Tensor, end: Tensor, stride: Tensor | None = None, begin_mask: Tensor | None = None,
@@ -236,11 +242,10 @@ class ProgramEvaluator(CoreMLEvaluator):
     def op_shape(self, x: Tensor) -> Tensor:
         return torch.tensor(x.shape, dtype=torch.int32)
 
-    def op_gather(self, x: Tensor, indices: Tensor, axis: int, **validate: Any) -> Tensor:
+    def op_gather(self, x: Tensor, indices: Tensor, axis: int, **validate: bool) -> Tensor:
         indices = torch.as_tensor(indices).long()
-        return x.index_select(int(axis), indices.reshape(-1)).reshape(
-            *x.shape[: int(axis)], *indices.shape, *x.shape[int(axis) + 1 :]
-        )
+        shape = [*x.shape[: int(axis)], *indices.shape, *x.shape[int(axis) + 1 :]]
+        return x.index_select(int(axis), indices.reshape(-1)).reshape(shape)
 
     def op_reduce_mean(self, x: Tensor, axes: Tensor, keep_dims: bool = False) -> Tensor:
         return x.mean(axes.tolist(), keepdim=bool(keep_dims))
@@ -265,7 +270,7 @@ class ProgramEvaluator(CoreMLEvaluator):
         return resize_bilinear(x, (float(scale_factor_height), float(scale_factor_width)), bool(align_corners))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A constant of a program: floating point in single precision, words as they are."""
     if isinstance(value, (str, bool, int, float)) or value is None:
         return value
@@ -276,7 +281,7 @@ def _plain(value: Any) -> Any:
     return tensor.reshape(array.shape)
 
 
-def _rounded(value: Tensor, var: Any) -> Tensor:
+def _rounded(value: Tensor, var: 'Var') -> Tensor:
     """``value`` with the precision of the variable that it is stored in."""
     if value.is_floating_point() and var.dtype.__name__ == 'fp16':
         return value.half().float()
@@ -296,7 +301,7 @@ AXES = dict(CHANNEL_AXIS=-3, HEIGHT_AXIS=-2, WIDTH_AXIS=-1)
 class NetworkEvaluator(CoreMLEvaluator):
     """A neural network, the older format: layers on blobs. Its weights may have 16 bits; it computes with 32 here."""
 
-    def __init__(self, path: Path, spec: Any, weights: str | None) -> None:
+    def __init__(self, path: Path, spec: Message, weights: str | None) -> None:
         super().__init__(path, spec)
         self.layers = spec.neuralNetwork.layers
         self.operations.update(layer.WhichOneof('layer') for layer in self.layers)
@@ -321,7 +326,7 @@ class NetworkEvaluator(CoreMLEvaluator):
                 values[name] = result
         return {**{out.name: values[out.name].numpy() for out in self.spec.description.output}, **scores}
 
-    def _weights(self, params: Any, shape: tuple[int, ...], place: int = 0) -> Tensor:
+    def _weights(self, params: Message, shape: tuple[int, ...], place: int = 0) -> Tensor:
         key = 2 * self.index + place
         if key not in self.decoded:
             half = params.float16Value
@@ -331,10 +336,10 @@ class NetworkEvaluator(CoreMLEvaluator):
             self.decoded[key] = torch.from_numpy(array.astype(np.float32)).reshape(shape)
         return self.decoded[key]
 
-    def layer_loadConstantND(self, layer: Any) -> Tensor:
+    def layer_loadConstantND(self, layer: Message) -> Tensor:
         return self._weights(layer.data, tuple(layer.shape))
 
-    def layer_convolution(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_convolution(self, layer: Message, x: Tensor) -> Tensor:
         if layer.isDeconvolution or layer.WhichOneof('ConvolutionPaddingType') != 'valid':
             raise UnknownOperation('convolution that is transposed or pads by itself', self.path)
         borders = layer.valid.paddingAmounts.borderAmounts
@@ -348,22 +353,22 @@ class NetworkEvaluator(CoreMLEvaluator):
             x, self._weights(layer.weights, shape), bias, padding=padding, groups=max(1, layer.nGroups), **geometry
         )
 
-    def layer_batchedMatmul(self, layer: Any, x: Tensor, y: Tensor) -> Tensor:
+    def layer_batchedMatmul(self, layer: Message, x: Tensor, y: Tensor) -> Tensor:
         return self._product(x.mT if layer.transposeA else x, y.mT if layer.transposeB else y)
 
-    def layer_add(self, layer: Any, *inputs: Tensor) -> Tensor:
+    def layer_add(self, layer: Message, *inputs: Tensor) -> Tensor:
         return inputs[0] + (inputs[1] if len(inputs) > 1 else layer.alpha)
 
-    def layer_multiply(self, layer: Any, *inputs: Tensor) -> Tensor:
+    def layer_multiply(self, layer: Message, *inputs: Tensor) -> Tensor:
         return inputs[0] * (inputs[1] if len(inputs) > 1 else layer.alpha)
 
-    def layer_divideBroadcastable(self, layer: Any, x: Tensor, y: Tensor) -> Tensor:
+    def layer_divideBroadcastable(self, layer: Message, x: Tensor, y: Tensor) -> Tensor:
         return x / y
 
-    def layer_subtractBroadcastable(self, layer: Any, x: Tensor, y: Tensor) -> Tensor:
+    def layer_subtractBroadcastable(self, layer: Message, x: Tensor, y: Tensor) -> Tensor:
         return x - y
 
-    def layer_activation(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_activation(self, layer: Message, x: Tensor) -> Tensor:
         kind = layer.WhichOneof('NonlinearityType')
         if kind == 'linear':
             return layer.linear.alpha * x + layer.linear.beta
@@ -373,61 +378,60 @@ class NetworkEvaluator(CoreMLEvaluator):
             return x.relu()
         raise UnknownOperation(f'activation {kind}', self.path)
 
-    def layer_gelu(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_gelu(self, layer: Message, x: Tensor) -> Tensor:
         if layer.mode != layer.EXACT:
             raise UnknownOperation('gelu that is not exact', self.path)
         return F.gelu(x)
 
-    def layer_reshapeStatic(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_reshapeStatic(self, layer: Message, x: Tensor) -> Tensor:
         return x.reshape(tuple(layer.targetShape))
 
-    def layer_rankPreservingReshape(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_rankPreservingReshape(self, layer: Message, x: Tensor) -> Tensor:
         return x.reshape(_resolve_zeros(list(layer.targetShape), x.shape))
 
-    def layer_transpose(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_transpose(self, layer: Message, x: Tensor) -> Tensor:
         return x.permute(tuple(layer.axes))
 
-    def layer_squeeze(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_squeeze(self, layer: Message, x: Tensor) -> Tensor:
         return x.squeeze() if layer.squeezeAll else x.squeeze(tuple(layer.axes))
 
-    def layer_expandDims(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_expandDims(self, layer: Message, x: Tensor) -> Tensor:
         for axis in layer.axes:
             x = x.unsqueeze(axis)
         return x
 
-    def layer_splitND(self, layer: Any, x: Tensor) -> tuple[Tensor, ...]:
+    def layer_splitND(self, layer: Message, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(list(layer.splitSizes) or x.shape[layer.axis] // layer.numSplits, layer.axis)
 
-    def layer_concatND(self, layer: Any, *inputs: Tensor) -> Tensor:
+    def layer_concatND(self, layer: Message, *inputs: Tensor) -> Tensor:
         return torch.cat(inputs, layer.axis)
 
-    def layer_slice(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_slice(self, layer: Message, x: Tensor) -> Tensor:
         dim = AXES[layer.SliceAxis.Name(layer.axis)]
         end = layer.endIndex if layer.endIndex >= 0 else x.shape[dim] + layer.endIndex + 1
         index = torch.arange(layer.startIndex, end, max(1, layer.stride))
         return x.index_select(dim, index)
 
-    def layer_sliceStatic(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_sliceStatic(self, layer: Message, x: Tensor) -> Tensor:
         ends = [None if masked else end for end, masked in zip(layer.endIds, layer.endMasks)]
         begins = [None if masked else begin for begin, masked in zip(layer.beginIds, layer.beginMasks)]
         return x[tuple(map(slice, begins, ends, layer.strides))]
 
-    def layer_reduceMean(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_reduceMean(self, layer: Message, x: Tensor) -> Tensor:
         return x.mean(tuple(layer.axes), keepdim=layer.keepDims)
 
-    def layer_argMax(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_argMax(self, layer: Message, x: Tensor) -> Tensor:
         return x.argmax(layer.axis, keepdim=not layer.removeDim).int()
 
-    def layer_reorganizeData(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_reorganizeData(self, layer: Message, x: Tensor) -> Tensor:
         if layer.mode != layer.PIXEL_SHUFFLE:
             raise UnknownOperation('reorganizeData other than PIXEL_SHUFFLE', self.path)
         return F.pixel_shuffle(x, layer.blockSize)
 
-    def layer_upsample(self, layer: Any, x: Tensor) -> Tensor:
+    def layer_upsample(self, layer: Message, x: Tensor) -> Tensor:
         scale = tuple(map(float, layer.fractionalScalingFactor or layer.scalingFactor))
         if layer.mode == layer.NN:
             return resize_nearest(x, scale)
         if layer.linearUpsampleMode == layer.DEFAULT:
             raise UnknownOperation('upsample in the default mode', self.path)
         return resize_bilinear(x, scale, layer.linearUpsampleMode == layer.ALIGN_CORNERS_TRUE)
-

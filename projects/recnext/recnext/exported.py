@@ -1,20 +1,30 @@
-"""The networks as an exporter takes them: wrappers around a model, captured by torch.export; the model is not changed."""
+"""The networks as an exporter takes them: wrappers around a model, captured by torch.export, the model unchanged."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.models.utils import Upsample
+from mmseg.registry import DATASETS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .checkpoint import read_checkpoint
+from .checkpoint import download, sha256_of
 from .errors import UserError
+from .launch import check_checkpoint, load_config, make_folder
 from .models import build_without_weights
+from .released import find_release
 from .segmentor import FastEncoderDecoder
 
-OUTPUTS = ('labels', 'logits', 'both')
-PARTS = ('segmentor', 'backbone')
 STRIDE = 32
 """The largest stride of the network, in pixels: image sizes are multiples of it."""
 
@@ -24,8 +34,8 @@ class ExportedSegmentor(nn.Module):
 
     Args:
         segmentor: In eval mode. Its normalisation goes into the graph.
-        output: ``'labels'``: a tuple of the label maps (N, H, W), int32. ``'logits'``: of the logits (N, C, H/4, W/4), as
-            the head gives them. ``'both'``: of labels, then logits.
+        output: ``'labels'``: a tuple of the label maps (N, H, W), int32. ``'logits'``: of the logits (N, C, H/4, W/4),
+            as the head gives them. ``'both'``: of labels, then logits.
         single: Give the label map of one image, (H, W).
     """
 
@@ -33,7 +43,7 @@ class ExportedSegmentor(nn.Module):
         super().__init__()
         self.segmentor = segmentor
         self.single = single
-        self.names = OUTPUTS[:2] if output == 'both' else (output,)
+        self.names = ('labels', 'logits') if output == 'both' else (output,)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         preprocessor = self.segmentor.data_preprocessor
@@ -65,11 +75,93 @@ class ExportedBackbone(nn.Module):
         return self.backbone(image)
 
 
-def load_segmentor(cfg: Config, checkpoint: str) -> FastEncoderDecoder:
-    """The network of a config with the weights of a file that fits, in eval mode."""
-    segmentor = build_without_weights(cfg.model)
-    segmentor.load_state_dict(segmentor.fit(read_checkpoint(checkpoint)))
-    return segmentor.eval()
+class Source(NamedTuple):
+    """What is exported."""
+
+    cfg: Config
+    config: str
+    checkpoint: str  # a file on this machine
+    original: FastEncoderDecoder  # as trained: in eval mode, nothing folded
+    folded: FastEncoderDecoder
+
+    def wrap(self, part: str, output: str, single: bool = False) -> ExportedSegmentor | ExportedBackbone:
+        """The folded network, or its backbone, as an exporter takes it."""
+        if part == 'backbone':
+            return ExportedBackbone(self.folded.backbone)
+        return ExportedSegmentor(self.folded, output, single)
+
+    def describe(self) -> dict[str, str]:
+        """Where the weights are from: config, file, SHA-256, and the released metrics of a released file."""
+        release = find_release(self.checkpoint) or dict(metrics={})
+        return dict(
+            config=Path(self.config).stem,
+            checkpoint=Path(self.checkpoint).name,
+            sha256=sha256_of(self.checkpoint),
+            **{f'{metric} (released)': str(value) for metric, value in release['metrics'].items()},
+        )
+
+    def classes(self) -> tuple[list[str], list[list[int]]]:
+        """Names and colours (RGB) of the classes of the test set, which need not be there."""
+        init_default_scope('mmseg')
+        metainfo = DATASETS.build({**self.cfg.test_dataloader.dataset, 'pipeline': [], 'lazy_init': True}).metainfo
+        return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]
+
+
+def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | None = None) -> Source:
+    """Read and build what is to be exported.
+
+    Raises:
+        UserError: no such config or checkpoint, or one that does not fit the other.
+    """
+    cfg = load_config(config, cfg_options)
+    checkpoint = download(checkpoint) if '://' in checkpoint else checkpoint
+    weights = check_checkpoint(cfg, checkpoint)
+    original, folded = (build_without_weights(cfg.model) for _ in range(2))
+    for segmentor in (original, folded):
+        segmentor.load_state_dict(segmentor.fit(weights))
+        segmentor.eval()
+    folded.switch_to_deploy(fuse)
+    return Source(cfg, config, checkpoint, original, folded)
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of ``path`` in the end, and leaves nothing behind after an error.
+
+    Raises:
+        UserError: there is something at ``path``, or it cannot be written.
+    """
+    make_folder(path.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
+            beside = Path(folder) / path.name
+            yield beside
+            beside.rename(path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from None
+
+
+def check_free(path: Path, suffix: str) -> None:
+    """Make sure that a file can be called so.
+
+    Raises:
+        UserError: another suffix, or there is something already.
+    """
+    if path.suffix != suffix:
+        raise UserError(f'The file to write ends in {suffix}; found {path.name}.')
+    if path.exists():
+        raise UserError(f'{path} is there already. Remove it, or choose another name.')
+
+
+def format_table(rows: Mapping[str, str]) -> str:
+    """Rows of a name and a value."""
+    return '\n'.join(f'{name:<13} {value}' for name, value in rows.items())
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak if sys.platform == 'darwin' else 1024 * peak) / 1e9
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
@@ -97,19 +189,39 @@ def _nearest(size: tuple[int, int], multiple: int, least: int) -> str:
 
 
 def capture(module: nn.Module, size: tuple[int, int], dynamic: Mapping[int, Dim] | None = None) -> ExportedProgram:
-    """The graph of a wrapper for images (1, 3, H, W) by torch.export.
+    """The graph of a wrapper for images (N, 3, H, W) by torch.export; of one image, where N is not dynamic.
 
     Args:
         module: In eval mode, such as :class:`ExportedSegmentor`.
         size: (H, W) of the image.
         dynamic: Dimensions of the image that may change, by index.
     """
-    image = torch.zeros(1, 3, *size)
+    dynamic = dict(dynamic or {})
+    # A dimension that is 1 when a graph is captured is 1 for good.
+    image = torch.zeros(2 if 0 in dynamic else 1, 3, *size)
+    if dynamic:
+        module = with_factors(module)
     with torch.no_grad():
-        program = torch.export.export(module.eval(), (image,), dynamic_shapes=(dict(dynamic),) if dynamic else None)
+        program = torch.export.export(module.eval(), (image,), dynamic_shapes=(dynamic,) if dynamic else None)
         # Folded Semantic FPN subtracts from the outermost lines of a map in place. Exporters know no views to write
         # into, and make a scatter of it, which phones do not accelerate.
         return program.run_decompositions({torch.ops.aten.slice_scatter.default: _slice_scatter})
+
+
+def with_factors(module: nn.Module) -> nn.Module:
+    """A copy in which mmseg's Upsample enlarges by its factor.
+
+    Its own way is to compute the size as a number, and a graph keeps the number of the image that it was captured with.
+    """
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Upsample) and not child.size:
+                factor = nn.Upsample(
+                    scale_factor=child.scale_factor, mode=child.mode, align_corners=child.align_corners
+                )
+                setattr(parent, name, factor)
+    return module
 
 
 def _slice_scatter(

@@ -29,6 +29,7 @@ def build_skeleton(model_cfg: dict) -> nn.Module:
 
 def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
     """The network of a config's ``model``, with ``changes`` to it, as its constructors leave it: no file is read."""
+    init_default_scope('mmseg')
     model_cfg = copy.deepcopy(model_cfg)
     model_cfg.update(changes)
     model_cfg.backbone.init_cfg = None

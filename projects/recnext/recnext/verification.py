@@ -63,8 +63,9 @@ class Agreement(NamedTuple):
         wrong = self.unexplained if precision == 'fp32' else self.different
         if self.pixels and 1 - wrong / self.pixels < LEAST_AGREEMENT[precision]:
             raise UserError(
-                f'The saved model is wrong: {100 * self.share:.3f} % of the labels are those of PyTorch, on {self.images}; '
-                f'expected at least {100 * LEAST_AGREEMENT[precision]:g} % in {precision}. Nothing was written.'
+                f'The saved model is wrong: {100 * self.share:.3f} % of the labels are those of PyTorch, on '
+                f'{self.images}; expected at least {100 * LEAST_AGREEMENT[precision]:g} % in {precision}. '
+                'Nothing was written.'
             )
 
     def __str__(self) -> str:
@@ -106,18 +107,36 @@ def _test_images(cfg: Config) -> list[str]:
         return []
 
 
-def verify_segmentor(
-    model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Sequence[np.ndarray], named: str
+def verify(
+    model: Model,
+    original: FastEncoderDecoder,
+    part: str,
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[np.ndarray],
+    named: str,
 ) -> Agreement:
-    """Run images of one size through a saved segmentor and through mmseg's own operations.
+    """Run images through a saved model and through mmseg's own operations, at each of its sizes.
 
     Args:
-        model: Takes RGB with values from 0 to 255; gives ``labels``, ``logits`` or both.
-        segmentor: As trained: in eval mode, nothing folded.
-        size: (H, W) to which the images are stretched.
+        model: ``'labels'``, ``'logits'`` or both of RGB with values from 0 to 255, or features of normalised images.
+        original: As trained: in eval mode, nothing folded.
+        part: ``'segmentor'`` or ``'backbone'``.
+        sizes: (H, W), to which the images are stretched.
         images: As :func:`find_images` gives them.
         named: What they are.
     """
+    from rich.progress import track
+
+    compare = _verify_segmentor if part == 'segmentor' else _verify_backbone
+    all_sizes = [compare(model, original, size, images, named) for size in track(sizes, 'Verifying')]
+    errors = [agreement.error for agreement in all_sizes if agreement.error is not None]
+    sums = (sum(getattr(agreement, name) for agreement in all_sizes) for name in ('pixels', 'different', 'unexplained'))
+    return Agreement(named, max(errors) if errors else None, *sums)
+
+
+def _verify_segmentor(
+    model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Sequence[np.ndarray], named: str
+) -> Agreement:
     largest = largest_error = pixels = different = unexplained = 0
     known = False
     for image in images:
@@ -147,10 +166,9 @@ def verify_segmentor(
     return Agreement(named, largest_error / largest if known else None, pixels, different, unexplained)
 
 
-def verify_backbone(
+def _verify_backbone(
     model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Sequence[np.ndarray], named: str
 ) -> Agreement:
-    """As :func:`verify_segmentor`, for a backbone: ``model`` takes normalised images and gives ``feature_0`` ..."""
     error = 0.0
     for image in images:
         inputs = _preprocess(segmentor, cv2.resize(image, size[::-1]))
@@ -161,13 +179,6 @@ def verify_backbone(
             distance = _distance(saved[f'feature_{index}'], feature)
             error = max(error, distance / float(feature.abs().max()))
     return Agreement(named, error)
-
-
-def merge(agreements: Sequence[Agreement]) -> Agreement:
-    """Of several sizes, the whole."""
-    errors = [agreement.error for agreement in agreements if agreement.error is not None]
-    sums = (sum(getattr(agreement, name) for agreement in agreements) for name in ('pixels', 'different', 'unexplained'))
-    return Agreement(agreements[0].images, max(errors) if errors else None, *sums)
 
 
 def _distance(saved: np.ndarray, expected: Tensor) -> float:
