@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         '--compress',
         choices=('none', 'palettize', 'linear8'),
         default='none',
-        help='weights as one of 256 values, or as 8-bit integers (default: none)',
+        help='weights as one of 64 values, or as 8-bit integers (default: none)',
     )
     add_cfg_options(parser)
     return parser.parse_args()

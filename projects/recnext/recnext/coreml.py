@@ -1,6 +1,7 @@
 """Core ML: one checkpoint to one file that an app takes, checked before it is written."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
+from .coreml_benchmark import benchmark_coreml
 from .coreml_evaluator import open_model
 from .errors import UserError
 from .exported import (
@@ -71,7 +73,7 @@ def export_coreml(
         precision: ``'fp16'`` or ``'fp32'``; in a neural network of the weights alone.
         output: Of a segmentor: ``'labels'``, ``'logits'`` or ``'both'``.
         target: Oldest system that it must run on, one of :data:`TARGETS`.
-        compress: Weights as indices into 256 values a tensor (``'palettize'``), or as 8-bit integers (``'linear8'``).
+        compress: Weights as indices into 64 values a tensor (``'palettize'``), or as 8-bit integers (``'linear8'``).
         fuse: See :meth:`segmentor.FastEncoderDecoder.switch_to_deploy`.
         verify: Compare the saved file with PyTorch.
         images: Image files to verify with.
@@ -111,7 +113,7 @@ def export_coreml(
         run = predict_with_coreml(beside, part) if sys.platform == 'darwin' else saved
         agreement = verify_saved(run, source.original, part, sizes, pictures, named) if verify else None
         if agreement:
-            agreement.check('fp32' if precision == 'fp32' else 'fp16')
+            agreement.check(precision if compress == 'none' else 'compressed')
         if not saved.multiply_adds:
             saved(np.zeros((1, 3, *sizes[-1]), np.float32))
         rows = dict(
@@ -127,8 +129,6 @@ def export_coreml(
     rows['verified'] = str(agreement) if agreement else 'no'
     rows['took'] = f'{time.monotonic() - began:.0f} s, at most {peak_memory():.1f} GB of memory'
     if benchmark:
-        from .coreml_benchmark import benchmark_coreml
-
         rows['latency'] = benchmark_coreml(path)
     rows['next'] = 'drag the file into Xcode; docs/phone.md has the Swift code'
     return format_table(rows)
@@ -223,11 +223,13 @@ def replace_powers(program: ExportedProgram) -> None:
 
 
 def compress_weights(model: 'MLModel', how: str) -> 'MLModel':
-    """Weights as one of 256 values of their tensor (``'palettize'``), or 8-bit integers, a scale a channel."""
+    """Weights as one of 64 values of their tensor (``'palettize'``), or 8-bit integers, a scale a channel."""
     import coremltools.optimize.coreml as cto
 
     if how == 'palettize':
-        config = cto.OpPalettizerConfig(mode='kmeans', nbits=8)
+        if importlib.util.find_spec('sklearn') is None:
+            raise UserError('--compress palettize needs the package scikit-learn: pip install scikit-learn')
+        config = cto.OpPalettizerConfig(mode='kmeans', nbits=6)
         return cto.palettize_weights(model, cto.OptimizationConfig(global_config=config))
     config = cto.OpLinearQuantizerConfig(mode='linear_symmetric', dtype=np.int8)
     return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config))

@@ -239,6 +239,9 @@ class ProgramEvaluator(CoreMLEvaluator):
             place.append(first if squeeze else slice(first, last, step))
         return x[tuple(place)]
 
+    def op_reverse(self, x: Tensor, axes: Tensor) -> Tensor:
+        return x.flip(axes.tolist())
+
     def op_shape(self, x: Tensor) -> Tensor:
         return torch.tensor(x.shape, dtype=torch.int32)
 
@@ -415,7 +418,14 @@ class NetworkEvaluator(CoreMLEvaluator):
     def layer_sliceStatic(self, layer: Message, x: Tensor) -> Tensor:
         ends = [None if masked else end for end, masked in zip(layer.endIds, layer.endMasks)]
         begins = [None if masked else begin for begin, masked in zip(layer.beginIds, layer.beginMasks)]
-        return x[tuple(map(slice, begins, ends, layer.strides))]
+        place = list(map(slice, begins, ends, layer.strides))
+        for dim, squeeze in enumerate(layer.squeezeMasks):
+            if squeeze:
+                place[dim] = begins[dim]
+        return x[tuple(place)]
+
+    def layer_reverse(self, layer: Message, x: Tensor) -> Tensor:
+        return x.flip([dim for dim, reverse in enumerate(layer.reverseDim) if reverse])
 
     def layer_reduceMean(self, layer: Message, x: Tensor) -> Tensor:
         return x.mean(tuple(layer.axes), keepdim=layer.keepDims)

@@ -21,14 +21,17 @@ from .segmentor import FastEncoderDecoder
 NUMBER = 3
 """Images to verify with."""
 
-LARGEST_ERROR = dict(fp32=1e-3, fp16=float('inf'))
-"""Of a logit, relative to the largest one; 16 bits are judged by their labels."""
+LARGEST_ERROR = dict(fp32=1e-3, fp16=float('inf'), compressed=float('inf'))
+"""Of a logit, relative to the largest one; where weights are rounded, labels are what counts."""
 
-LARGEST_FEATURE_ERROR = dict(fp32=1e-3, fp16=3e-2)
+LARGEST_FEATURE_ERROR = dict(fp32=1e-3, fp16=3e-2, compressed=2e-1)
 """Of a feature, relative to the largest one."""
 
-LEAST_AGREEMENT = dict(fp32=1.0, fp16=0.995)
+LEAST_AGREEMENT = dict(fp32=1.0, fp16=0.995, compressed=0.98)
 """Share of the pixels whose label must be the same; in 32 bits all but ties closer than the error."""
+
+ROUNDING = 1e-5
+"""Of a score in 32 bits, relative to the largest one, where only labels are known."""
 
 Model = Callable[[np.ndarray], dict[str, np.ndarray]]
 """From (1, 3, H, W) in single precision to outputs by name. ``'scores'`` are what the labels are the argmax of."""
@@ -41,7 +44,7 @@ class Agreement(NamedTuple):
     error: float | None  # of a logit or feature, relative to the largest; None where only labels are known
     pixels: int = 0
     different: int = 0
-    unexplained: int = 0  # of these: PyTorch's own scores differ by more than the error
+    unexplained: int = 0  # of these: PyTorch's own scores of the two labels differ by more than rounding explains
 
     @property
     def share(self) -> float:
@@ -49,11 +52,16 @@ class Agreement(NamedTuple):
         return 1 - self.different / self.pixels
 
     def check(self, precision: str) -> None:
-        """Make sure that a model of this precision, ``'fp32'`` or ``'fp16'``, is right.
+        """Make sure that a model is right for its precision: ``'fp32'``, ``'fp16'`` or ``'compressed'``.
 
         Raises:
             UserError: with what was found and expected.
         """
+        if self.error == float('inf'):
+            raise UserError(
+                f'The saved model gives values that are infinite or not numbers, on {self.images}: more than '
+                f'{precision} can hold? --precision fp32 can. Nothing was written.'
+            )
         largest = (LARGEST_ERROR if self.pixels else LARGEST_FEATURE_ERROR)[precision]
         if self.error is not None and not self.error <= largest:
             raise UserError(
@@ -162,7 +170,8 @@ def _verify_segmentor(
         margins = scores.amax(1)[wrong] - scores.gather(1, labels.clamp(0, scores.shape[1] - 1)[:, None])[:, 0][wrong]
         pixels += labels.numel()
         different += int(wrong.sum())
-        unexplained += int((margins > 2 * error).sum()) if known and scores.shape[1] > 1 else int(wrong.sum())
+        tolerance = 2 * error if known else ROUNDING * float(scores.abs().max())
+        unexplained += int((margins > tolerance).sum()) if scores.shape[1] > 1 else int(wrong.sum())
     return Agreement(named, largest_error / largest if known else None, pixels, different, unexplained)
 
 
