@@ -366,3 +366,22 @@ def test_a_checkpoint_that_does_not_fit(real_m3, tmp_path):
     result = run_tool('export_coreml', config_of('m4'), real_m3, '--out', tmp_path / 'a.mlpackage')
     assert_user_error(result, str(real_m3))
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize('export', [export_coreml, export_onnx])
+def test_two_classes_told_apart_by_one_map(tiny_m, tmp_path, export):
+    config = tmp_path / 'binary.py'
+    config.write_text(f"""
+_base_ = [{tiny_m[0]!r}]
+loss = dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0)
+model = dict(decode_head=dict(num_classes=2, out_channels=1, threshold=0.4, loss_decode=loss))
+""")
+    torch.manual_seed(0)
+    segmentor = build_without_weights(load_config(config).model).eval()
+    nn.init.normal_(segmentor.decode_head.conv_seg.weight)
+    checkpoint = tmp_path / 'binary.pth'
+    torch.save(dict(state_dict=segmentor.state_dict(), meta={}), checkpoint)
+    out = tmp_path / f'made/a{".mlpackage" if export is export_coreml else ".onnx"}'
+    options = dict(precision='fp32') if export is export_coreml else {}
+    table = export(str(config), str(checkpoint), out=str(out), size=[SIZE], **options)
+    assert '100.000 % of 24576 labels equal' in table
