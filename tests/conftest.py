@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,8 +28,7 @@ SEGMENTORS = ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
 ADE20K_CONFIGS = sorted(CONFIGS.glob('fpn_recnext-*_ade20k-*.py'))
 ALL_CONFIGS = sorted(CONFIGS.glob('*.py'))
 
-# Of two cores, or of the one that a process of pytest-xdist has.
-torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
+torch.set_num_threads(2)
 init_default_scope('mmseg')  # as a config does
 
 
