@@ -193,13 +193,18 @@ def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
     write_atomically(path, lambda file: torch.save(dict(checkpoint), file))
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], beside: Path | None = None) -> None:
     """Write a file beside its place, through to the disk, and rename it: it is there in full or as it was before.
+
+    Args:
+        path: Of the file.
+        write: Called with the open file.
+        beside: Where to write first, on the same file system; a name beside ``path`` if None.
 
     Raises:
         CheckpointError: it cannot be written; what was there stays.
     """
-    beside = path.with_name(f'.{os.getpid()}{PARTIAL}')
+    beside = beside or path.with_name(f'.{os.getpid()}{PARTIAL}')
     try:
         with beside.open('xb') as file:
             write(file)

@@ -32,6 +32,7 @@ from .exported import (
     peak_memory,
     written_beside,
 )
+from .launch import named_classes
 from .verification import Model, find_images
 from .verification import verify as verify_saved
 
@@ -248,7 +249,7 @@ def describe(model: 'MLModel', source: Source, part: str, sizes: Sequence[tuple[
             f'feature_{index}': f'Feature map of stride {2 ** (index + 2)}, (1, channels, ...)' for index in range(4)
         }
     else:
-        classes, palette = source.classes()
+        classes, palette = named_classes(source.cfg)
         several = ' or other sizes' if len(sizes) > 1 else ''
         model.short_description = f'Semantic segmentation into {len(classes)} classes: {own["config"]}.'
         model.input_description['image'] = f'RGB image, {sizes[0][1]} x {sizes[0][0]} pixels{several}'

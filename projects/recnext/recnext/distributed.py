@@ -3,7 +3,9 @@
 import contextlib
 import gc
 import os
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -60,3 +62,41 @@ def _name_slurm_process() -> None:
     os.environ.update({ours: os.environ[theirs] for ours, theirs in words.items()})
     os.environ.setdefault('MASTER_ADDR', os.environ.get('SLURM_LAUNCH_NODE_IPADDR', '127.0.0.1'))
     os.environ.setdefault('MASTER_PORT', '29500')
+
+
+class Place(NamedTuple):
+    """Which of several processes this one is."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def find_place(launcher: str) -> Place:
+    """This process among those that work on one task side by side, without ever joining.
+
+    Args:
+        launcher: What started them: ``'none'``, ``'pytorch'`` (torchrun, or what sets its variables) or ``'slurm'``.
+    """
+    if launcher == 'none':
+        return Place()
+    if launcher == 'slurm':
+        _name_slurm_process()
+    return Place(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
+
+
+def end_last(place: Place) -> None:
+    """Let the first of the processes under torchrun end after the others; elsewhere there is nothing to do.
+
+    torchrun ends all processes when one fails, so the one that reports failed inputs has to wait. If another dies,
+    torchrun ends this one as well: it does not wait for ever.
+    """
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+        return
+    # The store is torchrun's own, and stays after a process of ours has died.
+    store = distributed.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False)
+    ended = f'recnext/ended/{os.environ.get("TORCHELASTIC_RESTART_COUNT")}'
+    number = store.add(ended, 1)
+    while place.rank == 0 and number < place.world_size:
+        time.sleep(0.2)
+        number = store.add(ended, 0)

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmseg.models.utils import Upsample
-from mmseg.registry import DATASETS
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -99,12 +97,6 @@ class Source(NamedTuple):
             sha256=sha256_of(self.checkpoint),
             **{f'{metric} (released)': str(value) for metric, value in release['metrics'].items()},
         )
-
-    def classes(self) -> tuple[list[str], list[list[int]]]:
-        """Names and colours (RGB) of the classes of the test set, which need not be there."""
-        init_default_scope('mmseg')
-        metainfo = DATASETS.build({**self.cfg.test_dataloader.dataset, 'pipeline': [], 'lazy_init': True}).metainfo
-        return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]
 
 
 def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | None = None) -> Source:

@@ -17,6 +17,7 @@ from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
+from .released import find_released_config
 from .segmentor import FastEncoderDecoder
 
 SPLITS = ('train', 'val', 'test')
@@ -29,11 +30,16 @@ TRAINING_STATE = ('optimizer', 'message_hub')
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
-    """Read a config file and merge ``key=value`` options into it.
+    """Read a config file, or that of a release, and merge ``key=value`` options into it.
+
+    Args:
+        path: Of the file, or the name of a released segmentor.
+        cfg_options: Settings by their dotted names.
 
     Raises:
         UserError: no such file, or one that cannot be read, or options that do not fit in it.
     """
+    path = find_released_config(str(path)) or path
     if not Path(path).is_file():
         raise UserError(
             f'{path} is a folder; expected a config in it.' if Path(path).is_dir() else f'No such config: {path}'
@@ -290,6 +296,24 @@ def check_dataset(dataset: ConfigDict, split: str) -> None:
     missing = [info['seg_map_path'] for info in samples if not Path(info.get('seg_map_path', '.')).exists()]
     if missing:
         raise UserError(f'The {split} set lacks {len(missing)} of {len(samples)} annotations, such as {missing[0]}')
+
+
+def test_set(cfg: Config) -> ConfigDict:
+    """The dataset of a config that is tested, the first one if there are several.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not cfg.get('test_dataloader'):
+        raise UserError('The config has no test_dataloader, whose pipeline says how images reach the network.')
+    return next(_leaves(cfg.test_dataloader.dataset))
+
+
+def named_classes(cfg: Config) -> tuple[list[str], list[list[int]]]:
+    """Names and colours (RGB) of the classes of the test set, which need not be there."""
+    init_default_scope('mmseg')
+    metainfo = DATASETS.build({**test_set(cfg), 'pipeline': [], 'lazy_init': True}).metainfo
+    return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]
 
 
 def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:

@@ -25,6 +25,7 @@ from .exported import (
     written_beside,
 )
 from .exported import check_sizes as check_multiples
+from .launch import named_classes
 from .verification import Model, find_images
 from .verification import verify as verify_saved
 
@@ -135,7 +136,7 @@ def describe(source: Source, part: str) -> dict[str, str]:
     """What a file says of itself: where it is from, and the classes with their colours (RGB)."""
     if part == 'backbone':
         return source.describe()
-    classes, palette = source.classes()
+    classes, palette = named_classes(source.cfg)
     return dict(source.describe(), classes=json.dumps(classes), palette=json.dumps(palette))
 
 
