@@ -1,4 +1,4 @@
-# Sourced by slurm_train.sh and slurm_test.sh: srun with mmseg's environment variables.
+# Sourced by slurm_*.sh: srun with mmseg's environment variables.
 # GPUS in all, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS (further options of srun, split at spaces).
 
 run_under_slurm() { # run_under_slurm PARTITION JOB TOOL ARGUMENTS...

@@ -1,4 +1,4 @@
-# Sourced by dist_train.sh and dist_test.sh: torchrun with mmseg's environment variables.
+# Sourced by dist_*.sh: torchrun with mmseg's environment variables.
 # NNODES, NODE_RANK, MASTER_ADDR and PORT describe several machines; on a single one a free port is found by itself.
 # PYTHON chooses the interpreter.
 
