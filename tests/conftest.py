@@ -60,6 +60,16 @@ def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:
         assert word in message, message
 
 
+def descendants(ancestor: int) -> list[int]:
+    """Processes under ``ancestor``, children before grandchildren."""
+    listing = subprocess.run(['ps', '-eo', 'pid=,ppid=,stat='], capture_output=True, text=True).stdout.splitlines()
+    rows = [(int(pid), int(parent)) for pid, parent, state in map(str.split, listing) if 'Z' not in state]
+    found = [ancestor]
+    for process in found:
+        found += [pid for pid, parent in rows if parent == process]
+    return found[1:]
+
+
 @pytest.fixture(scope='session')
 def formula_weights() -> Callable[[dict], dict]:
     """``fill(layout)`` of ../shared/legacy: the weights that the golden outputs were computed with."""
@@ -138,4 +148,5 @@ class Largest(TorchDispatchMode):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption('--kills', type=int, default=3, help='how often tests/test_resume.py kills a run (default: 3)')
+    parser.addoption('--kills', type=int, default=3, help='how often the tests kill a run (default: 3)')
+    parser.addoption('--images', type=int, default=200, help='images of the prediction that is killed (default: 200)')

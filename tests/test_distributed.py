@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, config_of, run_tool
+from conftest import ROOT, config_of, descendants, run_tool
 from PIL import Image
 from tiny import write_tiny_config
 
@@ -176,16 +176,6 @@ def test_two_machines_on_one(trained, tmp_path):
         assert [machine.returncode for machine in machines] == [0, 0], said
         assert done in said[0]
     assert (tmp_path / 'train' / 'iter_2.pth').exists()
-
-
-def descendants(ancestor: int) -> list[int]:
-    """Processes under ``ancestor``, children before grandchildren."""
-    listing = subprocess.run(['ps', '-eo', 'pid=,ppid=,stat='], capture_output=True, text=True).stdout.splitlines()
-    rows = [(int(pid), int(parent)) for pid, parent, state in map(str.split, listing) if 'Z' not in state]
-    found = [ancestor]
-    for process in found:
-        found += [pid for pid, parent in rows if parent == process]
-    return found[1:]
 
 
 def is_running(process: int) -> bool:

@@ -10,6 +10,7 @@ Files are written in ``.partial/`` and renamed, so that there is no half of one 
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -53,8 +54,11 @@ class Outputs:
         Raises:
             UserError: there are outputs that were made with anything else, or nothing can be written.
         """
-        self._remove_partial_files()
-        make_folder(self.partial)
+        make_folder(self.partial.parent)
+        with _locked(self.partial.parent):
+            self._remove_partial_files()
+            make_folder(self.partial)
+            alive = _lock(self.partial)
         try:
             run = self.root / 'run.json'
             if not run.exists():
@@ -69,18 +73,15 @@ class Outputs:
             yield
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)
+            os.close(alive)
             with contextlib.suppress(OSError):
                 self.partial.parent.rmdir()  # the last one out
 
     def _remove_partial_files(self) -> None:
-        """Remove what processes of this machine left when they were killed."""
+        """Remove what processes of this machine left when they were killed: nobody holds its lock any more."""
         for folder in self.root.glob(f'.partial/{socket.gethostname()}-*'):
-            try:
-                os.kill(int(folder.name.rpartition('-')[2]), 0)
-            except ProcessLookupError:
+            with contextlib.suppress(OSError), _locked(folder, fcntl.LOCK_NB):
                 shutil.rmtree(folder, ignore_errors=True)
-            except PermissionError:
-                pass  # it lives, and is somebody else's
 
     def save(self, item: Input, prediction: Prediction) -> None:
         """Write what was predicted for an image."""
@@ -183,3 +184,25 @@ class _Listing:
             with contextlib.suppress(FileNotFoundError):
                 self.names = frozenset(os.listdir(self.root / folder))
         return f'{name}.json' in self.names
+
+
+def _lock(folder: Path, flags: int = 0) -> int:
+    """Lock a folder as long as the descriptor that is returned is open, or until this process is killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return descriptor
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    descriptor = _lock(folder, flags)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
