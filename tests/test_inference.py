@@ -287,11 +287,11 @@ def test_extreme_sizes(tmp_path, predictor):
 
 
 def test_an_image_that_the_pipeline_cannot_take(tiny, tmp_path):
-    options = {
-        'test_dataloader.dataset.pipeline.1': dict(_delete_=True, type='Resize', scale=(64, 16), keep_ratio=True)
-    }
+    resize = dict(type='Resize', scale=(64, 16), keep_ratio=True)
+    pipeline = [dict(type='LoadImageFromFile'), resize, dict(type='PackSegInputs')]
+    config = write_tiny_config(tmp_path, tmp_path, f"test_dataloader['dataset']['pipeline'] = {pipeline}")
     with pytest.raises(ImageError, match=r'thin\.png does not go through the test pipeline'):
-        Predictor(*tiny, cfg_options=options)(save(tmp_path / 'thin.png', scene(0, 1, 5000)))
+        Predictor(config, tiny[1])(save(tmp_path / 'thin.png', scene(0, 1, 5000)))
 
 
 # The call from Python
@@ -663,13 +663,14 @@ def test_killed_at_random_and_started_again(request, tiny, tmp_path):
             list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables,
             start_new_session=True,
         )  # fmt: skip
-        # Between a few more inputs than at the last start, and almost all of a fair part of the rest.
+        while len(workers := descendants(process.pid)) < 2:
+            assert process.poll() is None
         goal = finished() + rng.uniform(0.05, 0.9) * (number - finished()) / (kills - kill + 1)
         while finished() < goal:
             assert process.poll() is None
         if kill % 2:
             # One of the two: torchrun ends the other.
-            os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+            os.kill(rng.choice(workers), signal.SIGKILL)
         else:
             os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(timeout=60) != 0
