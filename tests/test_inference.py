@@ -668,14 +668,14 @@ def test_killed_at_random_and_started_again(request, tiny, tmp_path):
         goal = finished() + rng.uniform(0.05, 0.9) * (number - finished()) / (kills - kill + 1)
         while finished() < goal:
             assert process.poll() is None
-        if kill % 2:
-            # One of the two: torchrun ends the other.
+        if kill % 3 == 2:
+            # One of the two: torchrun ends the other, which goes on until then.
             os.kill(rng.choice(workers), signal.SIGKILL)
         else:
             os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(timeout=60) != 0
         reached.append(finished())
-    assert reached == sorted(reached) and 0 < reached[0] and reached[-1] < number, reached
+    assert reached == sorted(reached) and 0 < reached[0] < number, reached
     print(f'killed at {reached} of {number}')
     times = {path: path.stat().st_mtime_ns for path in (out / 'areas').rglob('*.json')}
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=600)
