@@ -5,12 +5,15 @@ import gc
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import barrier
 from torch import distributed
+
+from .errors import UserError
 
 
 @contextlib.contextmanager
@@ -90,13 +93,20 @@ def end_last(place: Place) -> None:
 
     torchrun ends all processes when one fails, so the one that reports failed inputs has to wait. If another dies,
     torchrun ends this one as well: it does not wait for ever.
+
+    Raises:
+        UserError: torchrun itself is gone.
     """
     if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
         return
-    # The store is torchrun's own, and stays after a process of ours has died.
-    store = distributed.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False)
+    host, port, limit = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), timedelta(seconds=60)
     ended = f'recnext/ended/{os.environ.get("TORCHELASTIC_RESTART_COUNT")}'
-    number = store.add(ended, 1)
-    while place.rank == 0 and number < place.world_size:
-        time.sleep(0.2)
-        number = store.add(ended, 0)
+    try:
+        # The store is torchrun's own: it outlives each of the processes.
+        store = distributed.TCPStore(host, port, is_master=False, timeout=limit)
+        number = store.add(ended, 1)
+        while place.rank == 0 and number < place.world_size:
+            time.sleep(0.2)
+            number = store.add(ended, 0)
+    except distributed.DistError:
+        raise UserError('torchrun is gone; this process is through. Start the same command again.') from None
