@@ -45,14 +45,14 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Input]:
         for folder in sorted(self.folders):
-            names = self.folders[folder]
+            names, prefix = self.folders[folder], '' if folder == '.' else folder + os.sep
             stems = Counter(map(_stem, names))
             for name in sorted(names):
                 stem = _stem(name)
                 # a.jpg and a.png, or a.jpg and a.jpg.tif, would be called alike.
                 alone = stems[stem] == 1 and (stem == name or stem not in names)
-                path, key = (os.path.normpath(os.path.join(folder, end)) for end in (name, stem if alone else name))
-                yield Input(self.root / path, path, key)
+                path = prefix + name
+                yield Input(self.root / path, path, prefix + stem if alone else path)
 
 
 def _stem(name: str) -> str:
