@@ -37,6 +37,8 @@ from projects.recnext.recnext.models import build_without_weights
 from projects.recnext.recnext.overlay import draw_overlay
 from projects.recnext.recnext.sample_scenes import make_scene, write_dataset
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 HEIGHT, WIDTH = 48, 64
 
 
