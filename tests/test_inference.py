@@ -235,11 +235,11 @@ def test_cmyk_whose_profile_is_broken(tmp_path):
 def png_of_size(width: int, height: int) -> bytes:
     """A file that says it has so many pixels, and has hardly any bytes."""
     chunks = [
-        (b'IHDR', width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])),
+        (b'IHDR', width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + bytes([8, 2, 0, 0, 0])),
         (b'IDAT', b''),
         (b'IEND', b''),
     ]
-    body = b''.join(len(d).to_bytes(4) + n + d + zlib.crc32(n + d).to_bytes(4) for n, d in chunks)
+    body = b''.join(len(d).to_bytes(4, 'big') + n + d + zlib.crc32(n + d).to_bytes(4, 'big') for n, d in chunks)
     return b'\x89PNG\r\n\x1a\n' + body
 
 
