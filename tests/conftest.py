@@ -87,6 +87,22 @@ def read_layout(name: str) -> dict:
     return json.loads(shared(f'legacy/layouts/{name}.json').read_text())
 
 
+@pytest.fixture(scope='session')
+def released(tmp_path_factory, formula_weights) -> Callable[[str], Path]:
+    """Stand-ins for released files, made on demand."""
+    folder = tmp_path_factory.mktemp('released')
+
+    def make(name: str) -> Path:
+        path = folder / f'{name}.pth'
+        if not path.exists():
+            layout = read_layout(name)
+            content = {**(layout.get('extra') or {}), layout['wrapper']: formula_weights(layout['tensors'])}
+            torch.save(content, path)
+        return path
+
+    return make
+
+
 def golden_input(height: int, width: int) -> torch.Tensor:
     """The input of the golden outputs, (1, 3, H, W) in double precision."""
     return torch.from_numpy(np.random.default_rng(height * 1000 + width).standard_normal((1, 3, height, width)))

@@ -1,4 +1,4 @@
-"""Download released checkpoints, checked and ready to use: segmentors in mmseg 1.x form, ImageNet weights as they are."""
+"""Download released checkpoints, checked: segmentors in mmseg 1.x form, ImageNet weights as released."""
 
 import argparse
 

@@ -60,10 +60,9 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
         UserError: it cannot be had, is not what it should be, or not what was downloaded before under this name.
     """
     name, place = release['name'], folder / f'{release["name"]}.pth'
-    known = {**read_digests(folder), **read_digests(CHECKPOINTS)}.get(name)
 
     def finish(arrived: Path, place: Path) -> None:
-        check_digest(name, sha256_of(arrived), known)
+        check_digest(name, sha256_of(arrived), folder)
         if release['task'] == 'segmentation':
             convert_file(arrived, place, config=str(CONFIGS / release['config']))
         else:
@@ -75,14 +74,14 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
         fetch_first(addresses(release, base_url), place, finish)
     digest = released_digest(place)
     try:
-        check_digest(name, digest, known)
+        recorded = check_digest(name, digest, folder)
     except UserError as error:
         raise UserError(f'{place} is there already. {error}\n  To download it again, remove it.') from None
-    if not found:
+    if not found and not recorded:
         write_digest(folder, name, digest)
     return (
         f'{place}, {place.stat().st_size / 1e6:.1f} MB, {"was there already" if found else "downloaded"}; '
-        f'sha256 as released: {digest}{"" if known or not found else " (nothing to compare it with)"}'
+        f'sha256 as released: {digest}{" (nothing to compare it with)" if found and not recorded else ""}'
     )
 
 
@@ -129,17 +128,25 @@ def released_digest(path: Path) -> str:
     return source['sha256'] if source else sha256_of(path)
 
 
-def check_digest(name: str, digest: str, known: str | None) -> None:
-    """Refuse a file that is another than the one that was downloaded first.
+def check_digest(name: str, digest: str, folder: Path) -> bool:
+    """Compare a file with the one that was downloaded first, as recorded in its folder or in this project.
+
+    Returns:
+        Whether there is a record.
 
     Raises:
         UserError: the two digests differ.
     """
-    if known not in (None, digest):
-        raise UserError(
-            f'{name}: found sha256 {digest},\n  expected {known} as in {DIGESTS}.\n'
-            f'  One of the two is not the released file. If it is the first, remove {name} from {DIGESTS}.'
-        )
+    for record in (folder, CHECKPOINTS):
+        known = read_digests(record).get(name)
+        if known == digest:
+            return True
+        if known:
+            raise UserError(
+                f'{name}: found sha256 {digest},\n  expected {known} as recorded in {record / DIGESTS}.\n'
+                '  One of the two is not the released file. If it is the first, remove it from the record.'
+            )
+    return False
 
 
 def read_digests(folder: Path) -> dict[str, str]:

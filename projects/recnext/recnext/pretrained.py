@@ -62,7 +62,8 @@ def read_pretrained(backbone: nn.Module, checkpoint: str) -> tuple[Path, Convers
         path = find_checkpoint(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(
-            f'The ImageNet weights to start from are missing. {error}\n  Or train from scratch on purpose: --cfg-options model.backbone.init_cfg=None'
+            f'The ImageNet weights to start from are missing. {error}\n'
+            '  Or train from scratch on purpose: --cfg-options model.backbone.init_cfg=None'
         ) from None
     conversion = select_backbone(convert(get_state_dict(read_checkpoint(path))))
     check_fit(conversion.state_dict, backbone.state_dict(), f'the backbone; {path} is {conversion.arch}')

@@ -12,8 +12,8 @@ from .paths import CHECKPOINTS, RELEASED, find_path
 def read_releases() -> list[dict]:
     """One dict a file.
 
-    ``name``, ``task``, ``arch``, ``url`` and ``metrics`` (their source: :func:`read_sources`); of segmentors ``config``,
-    ``backbone_latency_ms`` and ``parameters_million`` as well; ``hub`` where the Hugging Face hub has the same weights.
+    ``name``, ``task``, ``arch``, ``url``, ``metrics``; of segmentors also ``config``, ``backbone_latency_ms`` and
+    ``parameters_million``; ``hub`` where the Hugging Face hub has the same weights.
     """
     return json.loads(RELEASED.read_text())['files']
 

@@ -24,7 +24,7 @@ from filelock import FileLock
 from .errors import UserError
 
 ARRIVING = '.arriving'
-"""Folder beside the destination for what is on its way."""
+"""Folder beside the destination for what is on its way, and for the locks, which stay: another may wait for one."""
 
 ATTEMPTS = 5
 """How many in a row may bring no new byte."""
@@ -78,8 +78,7 @@ def fetch(url: str, place: Path, finish: Callable[[Path, Path], object] = os.rep
     arriving = place.parent / ARRIVING / place.name
     try:
         arriving.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f'{arriving}.lock')
-        with lock:
+        with FileLock(f'{arriving}.lock'):
             # Another process may have fetched it in the meantime.
             if not place.is_file():
                 _receive_all(url, arriving)
@@ -91,9 +90,6 @@ def fetch(url: str, place: Path, finish: Callable[[Path, Path], object] = os.rep
                 _discard(arriving)
     except OSError as error:
         raise TransferError(f'{place} cannot be written: {error.strerror or error}') from None
-    Path(lock.lock_file).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others may be on their way
-        arriving.parent.rmdir()
 
 
 def _discard(arriving: Path) -> None:
@@ -130,7 +126,7 @@ def _receive(url: str, arriving: Path, show: Show) -> None:
     headers = {'User-Agent': 'recnext', 'Accept-Encoding': 'identity'}
     if start:
         headers |= {'Range': f'bytes={start}-', 'If-Range': note['validator']}
-    with _open(url, headers) as response:
+    with _open(url, headers, arriving) as response:
         size, validator = _length(url, response.headers), _validator(response.headers)
         if response.status == http.client.PARTIAL_CONTENT:
             if (_content_range(response.headers), validator) != ((start, note.get('size')), note.get('validator')):
@@ -152,12 +148,15 @@ def _receive(url: str, arriving: Path, show: Show) -> None:
         raise _FaultError(f'the connection ended after {_size(arriving)} of {size} bytes')
 
 
-def _open(url: str, headers: dict[str, str]) -> BinaryIO:
+def _open(url: str, headers: dict[str, str], arriving: Path) -> BinaryIO:
     try:
         return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
         reason = f'{error.code} {str(error.reason).splitlines()[0]}' if error.reason else str(error.code)
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            _discard(arriving)
+            raise _FaultError('the file on the server is shorter than what has arrived') from None
         if error.code in TRANSIENT:
             wait = error.headers.get('Retry-After', '')
             raise _FaultError(f'the server answers {reason}', float(wait) if wait.isdecimal() else None) from None
