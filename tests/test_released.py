@@ -7,6 +7,7 @@ import pytest
 from conftest import ARCH_NAMES, CONFIGS, ROOT, SEGMENTORS, config_of
 
 from projects.recnext.recnext import model_zoo
+from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.models import build_skeleton, released_model_cfg
 from projects.recnext.recnext.released import read_releases, read_sources
 
@@ -81,7 +82,7 @@ def test_update_mends_what_was_changed_by_hand(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('text', ['', model_zoo.BLOCK.format(name='x'), 2 * (model_zoo.BLOCK + model_zoo.END)])
 def test_a_lost_mark_is_said(text):
-    with pytest.raises(ValueError, match='once each'):
+    with pytest.raises(UserError, match='once each'):
         model_zoo.fill_block(text.format(name='x'), 'x', '')
 
 

@@ -7,6 +7,8 @@ import yaml
 from mmengine.config import Config
 
 from .archs import ARCHS
+from .checkpoint import write_atomically
+from .errors import UserError
 from .paths import CONFIGS, PROJECT_ROOT
 from .released import read_releases, read_sources
 
@@ -34,7 +36,7 @@ def update_model_zoo() -> list[Path]:
     changed = []
     for path, text in render_all().items():
         if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+            write_atomically(path, lambda file, text=text: file.write(text.encode()))
             changed.append(path)
     return changed
 
@@ -59,11 +61,11 @@ def fill_block(text: str, name: str, content: str) -> str:
     """Replace what stands between the two marks of that name.
 
     Raises:
-        ValueError: the marks are not there, once each.
+        UserError: the marks are not there, once each.
     """
     begin, end = BLOCK.format(name=name), END.format(name=name)
     if (text.count(begin), text.count(end)) != (1, 1):
-        raise ValueError(f'Expected {begin} and {end}, once each.')
+        raise UserError(f'Expected {begin} and {end}, once each.')
     return re.sub(
         f'{re.escape(begin)}.*?{re.escape(end)}', lambda _: f'{begin}\n\n{content}\n\n{end}', text, flags=re.DOTALL
     )
