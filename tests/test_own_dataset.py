@@ -70,15 +70,10 @@ def guide(real_m3, tmp_path_factory) -> Guide:
     return guide
 
 
-def test_every_block_of_the_guide_is_run():
-    commands = ' '.join(blocks('bash'))
-    assert re.findall(r'\S+/\S+\.(?:py|sh)(?= )', commands.replace('\n', ' ')) == [
-        'tools/download_checkpoint.py', 'tools/train.py', 'shapes/small.py', 'tools/dist_train.sh', 'shapes/small.py',
-        'tools/test.py', 'shapes/small.py', 'tools/infer.py', 'shapes/small.py',
-    ]  # fmt: skip
-    assert [block.split('\n')[0] for block in blocks('python')] == [
-        '# shapes/draw.py', '# shapes/config.py', '# shapes/small.py'
-    ]  # fmt: skip
+def test_every_command_of_the_guide_is_run_here():
+    commands = ['draw.py', 'download_checkpoint', 'tools/train.py', 'dist_train.sh', 'tools/test.py', 'infer.py']
+    assert len(blocks('bash')) == len(commands)
+    assert all(word in block and block.count('\n') == 1 for word, block in zip(commands, blocks('bash')))
 
 
 def test_training_keeps_all_but_the_classifier_and_says_so_in_one_line(guide):
@@ -86,15 +81,17 @@ def test_training_keeps_all_but_the_classifier_and_says_so_in_one_line(guide):
     digest = sha256_of(guide.folder / path)
     (line,) = [line for line in guide.said.splitlines() if 'conv_seg' in line]
     assert line.endswith(f'Segmentor weights: {path}, sha256 {digest}, 575 tensors loaded, 2 left out: {LEFT_OUT}')
-    quoted = next(block for block in blocks('') if 'Segmentor weights' in block)
+    quoted = next(block for block in blocks('text') if 'Segmentor weights' in block)
     assert quoted.strip() == line[line.index('Segmentor weights') :].replace(digest, '...')
 
 
 def test_it_learns(guide):
-    """Predicting the ground everywhere would give an mIoU of some 26."""
+    """Far better than predicting the ground everywhere, whose mIoU is a third of its share."""
     said = guide.run('tools/test.py')
-    assert re.findall(r'\|\s+(\w+) +\|', said)[1:] == CLASSES or all(name in said for name in CLASSES)
-    assert float(re.search(r'mIoU: ([\d.]+)', said)[1]) > 60
+    assert re.findall(r'^\|\s+(\w+)\s+\|', said, flags=re.MULTILINE) == ['Class', *CLASSES]
+    labels = [np.array(Image.open(path)) for path in (guide.folder / 'shapes/labels/val').glob('*.png')]
+    ground = 100 * np.mean([label == 0 for label in labels]) / len(CLASSES)
+    assert 20 < ground < 30 and float(re.search(r'mIoU: ([\d.]+)', said)[1]) > 2 * ground
     pictures = sorted((guide.folder / 'shapes' / 'pictures').glob('*.png'))
     assert len(pictures) == 6 and all(Image.open(picture).width > 1000 for picture in pictures)
 
@@ -223,7 +220,7 @@ def test_palette_pngs_and_ignored_pixels_are_fine(tmp_path):
     own(cfg, 3, tmp_path / 'scenes')
     for path in (tmp_path / 'scenes' / 'annotations' / 'training').glob('*.png'):
         image = Image.fromarray(np.tile(np.array([0, 1, 2, 255], np.uint8), (192, 64)), 'P')
-        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+        image.putpalette([value for value in range(256) for _ in 'RGB'])
         image.save(path)
     launch.set_data_root(cfg, None, ('train',))
 
