@@ -10,7 +10,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog='checkpoints/README.md lists the names. A transfer that was cut off is continued.'
     )
     parser.add_argument('names', nargs='*', metavar='NAME', help='such as recnext_m3_ade20k')
-    parser.add_argument('--all', action='store_true', dest='every', help='all 30 of them')
+    parser.add_argument('--all', action='store_true', dest='every', help='all of them')
     parser.add_argument(
         '--dir', dest='folder', metavar='DIR', help="where to put them (default: the project's checkpoints)"
     )

@@ -331,10 +331,10 @@ def check_labels(info: dict, num_classes: int) -> None:
         wrong = [label for label in np.unique(labels).tolist() if num_classes <= label != IGNORED]
         found = f'the labels {", ".join(map(str, wrong[:10]))}' if wrong else ''
     if found:
+        shifted = ' after reduce_zero_label' if info['reduce_zero_label'] else ''
         raise UserError(
-            f'{info["seg_map_path"]} has {found}; expected a PNG of one channel with labels 0 to {num_classes - 1}, '
-            f'and {IGNORED} for what does not count'
-            + (' (after reduce_zero_label).' * info['reduce_zero_label'] or '.')
+            f'{info["seg_map_path"]} has {found}{shifted}; expected a PNG of one channel with labels '
+            f'0 to {num_classes - 1}, and {IGNORED} for what does not count.'
         )
 
 

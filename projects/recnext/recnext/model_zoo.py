@@ -126,8 +126,10 @@ def metafile() -> str:
 
 def _model(release: dict) -> dict:
     task, dataset = TASKS[release['task']]
+    name, config = release['name'], {}
     metadata = {'Training Data': dataset, 'Architecture': [_title(release)]}
     if release['task'] == 'segmentation':
+        name, config = Path(release['config']).stem, {'Config': _relative(CONFIGS / release['config'])}
         metadata['Architecture'].append('FPN')
         metadata['Batch Size'] = Config.fromfile(CONFIGS / release['config']).auto_scale_lr.base_batch_size
         metadata['Parameters'] = round(release['parameters_million'] * 1e6)
@@ -135,16 +137,15 @@ def _model(release: dict) -> dict:
             value=release['backbone_latency_ms'], hardware='iPhone 12', backend='Core ML', resolution='(512, 512)'
         )
     metrics = {METRICS.get(name, name): value for name, value in release['metrics'].items()}
-    config = {'Config': _relative(CONFIGS / release['config'])} if 'config' in release else {}
     return {
-        'Name': Path(release['config']).stem if 'config' in release else release['name'],
+        'Name': name,
         'In Collection': COLLECTION,
         'Results': dict(Task=task, Dataset=dataset, Metrics=metrics),
         **config,
         'Metadata': metadata,
         'Weights': release['url'],
         'Paper': dict(PAPER),
-        'Code': _relative(PROJECT_ROOT / 'projects/recnext/recnext/backbone.py'),
+        'Code': 'projects/recnext/recnext/backbone.py',
         'Framework': 'PyTorch',
     }
 
