@@ -165,6 +165,15 @@ def test_what_is_kept_is_kept_to_the_last_bit(scenes, tmp_path, kind, num_classe
     assert sorted(differing) == sorted(LEFT_OUT.split(', '))[: left_out and 2]
 
 
+def test_resume_with_nothing_to_resume_starts_from_load_from(scenes, tmp_path):
+    cfg = tiny(scenes, tmp_path, 7)
+    source = MODELS.build(tiny(scenes, tmp_path, 150).model).state_dict()
+    torch.save({'state_dict': source}, tmp_path / 'source.pth')
+    cfg.load_from, cfg.work_dir = str(tmp_path / 'source.pth'), str(tmp_path / 'work')
+    launch.choose_weights(cfg, 'auto')
+    assert cfg.resume is False and cfg.model.init_cfg.checkpoint == str(tmp_path / 'source.pth')
+
+
 @pytest.mark.parametrize('harm', ['narrower head', 'missing', 'unexpected', 'missing classifier', 'another variant'])
 def test_other_misfits_are_refused(scenes, tmp_path, harm):
     source = MODELS.build(tiny(scenes, tmp_path, 150).model).state_dict()
@@ -211,6 +220,14 @@ def test_labels_of_other_classes_are_refused_before_the_first_iteration(tmp_path
     relabel(tmp_path / 'scenes', labels)
     own(cfg, classes, tmp_path / 'scenes')
     with pytest.raises(UserError, match=re.escape(words)):
+        launch.set_data_root(cfg, None, ('train',))
+
+
+def test_labels_that_cannot_be_read_are_named(tmp_path):
+    write_dataset(tmp_path / 'scenes', training=2, validation=1)
+    cfg = tiny(tmp_path / 'scenes', tmp_path, 150)
+    (tmp_path / 'scenes' / 'annotations' / 'training' / 'scene_training_00001.png').write_bytes(b'no picture')
+    with pytest.raises(UserError, match=r'scene_training_00001\.png cannot be read'):
         launch.set_data_root(cfg, None, ('train',))
 
 

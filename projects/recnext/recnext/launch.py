@@ -137,10 +137,12 @@ def choose_weights(cfg: Config, resume: str | None) -> None:
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    if resume is not None:
-        cfg.load_from = find_newest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-    # Nothing to resume yet: a fresh start.
-    cfg.resume = resume is not None and cfg.load_from is not None
+    if resume == 'auto':
+        # None where there is nothing to resume yet: a fresh start.
+        resume = find_newest_checkpoint(cfg.work_dir)
+    cfg.resume = resume is not None
+    if cfg.resume:
+        cfg.load_from = resume
     if not cfg.get('load_from'):
         check_pretrained(cfg)
         return
@@ -322,9 +324,12 @@ def check_labels(info: dict, num_classes: int) -> None:
         num_classes: How many there are.
 
     Raises:
-        UserError: it has several channels, or numbers of no class.
+        UserError: it cannot be read, has several channels, or numbers of no class.
     """
-    labels = TRANSFORMS.build(dict(type='LoadAnnotations'))(copy.deepcopy(info))['gt_seg_map']
+    try:
+        labels = TRANSFORMS.build(dict(type='LoadAnnotations'))(copy.deepcopy(info))['gt_seg_map']
+    except OSError as error:
+        raise UserError(f'{info["seg_map_path"]} cannot be read: {error}') from None
     if labels.ndim != 2:
         found = f'{labels.shape[-1]} channels'
     else:

@@ -136,7 +136,7 @@ def _model(release: dict) -> dict:
         metadata['Backbone latency (ms)'] = dict(
             value=release['backbone_latency_ms'], hardware='iPhone 12', backend='Core ML', resolution='(512, 512)'
         )
-    metrics = {METRICS.get(name, name): value for name, value in release['metrics'].items()}
+    metrics = {METRICS.get(metric, metric): value for metric, value in release['metrics'].items()}
     return {
         'Name': name,
         'In Collection': COLLECTION,
