@@ -107,9 +107,9 @@ def _receive_all(url: str, arriving: Path) -> None:
                 size = _size(arriving)
                 fruitless, furthest = (0, size) if size > furthest else (fruitless + 1, furthest)
                 if fruitless == ATTEMPTS:
+                    kept = f'continues after {size} bytes' if _read_note(arriving).get('validator') else 'begins anew'
                     raise TransferError(
-                        f'{url} cannot be downloaded: {fault}, {ATTEMPTS} times in a row.\n'
-                        f'  {size} bytes have arrived; the same command continues.'
+                        f'{url} cannot be downloaded: {fault}, {ATTEMPTS} times in a row.\n  The same command {kept}.'
                     ) from None
                 wait = min(fault.wait or FIRST_WAIT * 2 ** max(fruitless - 1, 0), LONGEST_WAIT)
                 say(f'{fault}; next attempt in {wait:g} s')
