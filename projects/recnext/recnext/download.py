@@ -71,7 +71,11 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
 
     found = place.is_file()
     if not found:
-        fetch_first(addresses(release, base_url), place, finish)
+        try:
+            fetch_first(addresses(release, base_url), place, finish)
+        except TransferError as error:
+            hint = '' if base_url else '\n  A mirror, or a folder with the released files, is named with --base-url.'
+            raise UserError(f'{error}{hint}') from None
     digest = released_digest(place)
     try:
         recorded = check_digest(name, digest, folder)
@@ -113,12 +117,7 @@ def fetch_first(urls: Sequence[str], place: Path, finish: Callable[[Path, Path],
             return fetch(url, place, finish)
         except NotThereError:
             continue
-    try:
-        fetch(urls[-1], place, finish)
-    except TransferError as error:
-        raise UserError(
-            f'{error}\n  A mirror, or a folder with the released files, is named with --base-url.'
-        ) from None
+    fetch(urls[-1], place, finish)
 
 
 def released_digest(path: Path) -> str:
