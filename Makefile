@@ -32,8 +32,9 @@ demo: setup $(SCENES)
 	$(RUN) tools/test.py $(DEMO_CONFIG) $(DEMO)/iter_350.pth --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 	@echo "Pictures of image | truth | prediction: $(DEMO)/pictures"
 
+# Two processes, a file of tests at a time.
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(RUN) -m ruff check .

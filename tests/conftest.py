@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ SEGMENTORS = ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
 ADE20K_CONFIGS = sorted(CONFIGS.glob('fpn_recnext-*_ade20k-*.py'))
 ALL_CONFIGS = sorted(CONFIGS.glob('*.py'))
 
-torch.set_num_threads(2)
+# Under pytest-xdist two processes share the two cores.
+torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
 init_default_scope('mmseg')  # as a config does
 
 
@@ -95,6 +97,22 @@ def ade20k_sample() -> Path:
 def read_layout(name: str) -> dict:
     """Keys, shapes and dtypes of a released checkpoint."""
     return json.loads(shared(f'legacy/layouts/{name}.json').read_text())
+
+
+@pytest.fixture(scope='session')
+def released(tmp_path_factory, formula_weights) -> Callable[[str], Path]:
+    """Stand-ins for released files, made on demand."""
+    folder = tmp_path_factory.mktemp('released')
+
+    def make(name: str) -> Path:
+        path = folder / f'{name}.pth'
+        if not path.exists():
+            layout = read_layout(name)
+            content = {**(layout.get('extra') or {}), layout['wrapper']: formula_weights(layout['tensors'])}
+            torch.save(content, path)
+        return path
+
+    return make
 
 
 def golden_input(height: int, width: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from test_checkpoint import Command
 
 from projects.recnext.recnext import compat
 from projects.recnext.recnext.checkpoint import CheckpointError
+from projects.recnext.recnext.transfer import TransferError
 
 LITE = compat.importlib.util.find_spec('mmcv._ext') is None
 needs_lite = pytest.mark.skipif(not LITE, reason='a compiled mmcv is installed: there is no defect to repair')
@@ -91,7 +92,7 @@ def test_downloads_are_read_without_running_them(server, tmp_path, monkeypatch, 
     with pytest.raises(CheckpointError, match=r'refused.*posix\.system'):
         CheckpointLoader.load_checkpoint(f'{server}/evil.pth' if scheme == 'url' else 'torchvision://resnet18', 'cpu')
     assert not (tmp_path / 'touched').exists()
-    with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded.*404'):
+    with pytest.raises(TransferError, match=r'none\.pth cannot be downloaded.*404'):
         CheckpointLoader.load_checkpoint(f'{server}/none.pth', 'cpu')
 
 

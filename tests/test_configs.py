@@ -4,13 +4,13 @@ import re
 
 import pytest
 import torch
-from conftest import ADE20K_CONFIGS, ALL_CONFIGS, ROOT, SEGMENTORS, config_of
+from conftest import ADE20K_CONFIGS, ALL_CONFIGS, SEGMENTORS, config_of
 from mmengine.config import Config
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from projects.recnext.recnext.archs import ARCHS
 from projects.recnext.recnext.models import build_skeleton
-from projects.recnext.recnext.released import find_release, read_releases
+from projects.recnext.recnext.released import find_release
 
 NAME = re.compile(
     r'fpn_recnext-(?P<arch>\w\d)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>.+)-(?P<h>\d+)x(?P<w>\d+)'
@@ -97,13 +97,3 @@ def test_weights_to_start_from_are_released(arch):
     checkpoint = Config.fromfile(config_of(arch)).model.backbone.init_cfg.checkpoint
     release = find_release(checkpoint)
     assert (release['task'], release['arch']) == ('classification', arch)
-
-
-def test_released_list():
-    releases = read_releases()
-    assert len(releases) == 6 + 24 and len({r['url'] for r in releases}) == 30
-    for release in releases:
-        assert release['url'].endswith(f'/{release["name"]}.pth') and release['arch'] in ARCHS
-        assert f'v{"1" if release["arch"][0] == "m" else "2"}.0/' in release['url']
-        if release['task'] == 'segmentation':
-            assert (ROOT / 'projects/recnext/configs' / release['config']) == config_of(release['arch'])

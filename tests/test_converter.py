@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from conftest import SEGMENTORS, assert_user_error, config_of, read_layout, run_tool
+from conftest import SEGMENTORS, assert_user_error, config_of, run_tool
 from safetensors.torch import save_file
 from test_checkpoint import Command
 
@@ -13,22 +13,6 @@ from projects.recnext.recnext.checkpoint import read_checkpoint, sha256_of
 from projects.recnext.recnext.conversion import ConversionError
 from projects.recnext.recnext.converter import convert_file
 from projects.recnext.recnext.errors import UserError
-
-
-@pytest.fixture(scope='module')
-def released(tmp_path_factory, formula_weights):
-    """Stand-ins for released files, made on demand."""
-    folder = tmp_path_factory.mktemp('released')
-
-    def make(name: str):
-        path = folder / f'{name}.pth'
-        if not path.exists():
-            layout = read_layout(name)
-            content = {**(layout.get('extra') or {}), layout['wrapper']: formula_weights(layout['tensors'])}
-            torch.save(content, path)
-        return path
-
-    return make
 
 
 @pytest.mark.parametrize('arch', SEGMENTORS)

@@ -290,7 +290,8 @@ def test_tensorboard_files(scenes, tmp_path):
 
 def test_missing_imagenet_file_stops_before_the_first_iteration(scenes, tmp_path):
     result = run_tool('train', config_of('m4'), '--data-root', scenes, '--work-dir', tmp_path / 'work')
-    assert_user_error(result, 'checkpoints/recnext_m4_distill_300e.pth', 'https://', 'model.backbone.init_cfg=None')
+    command = 'python tools/download_checkpoint.py recnext_m4_distill_300e\n'
+    assert_user_error(result, command, 'v1.0/recnext_m4_distill_300e.pth', 'model.backbone.init_cfg=None')
     assert 'Iter(train)' not in result.stdout and not (tmp_path / 'work').exists()
 
 

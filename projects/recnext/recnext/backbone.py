@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer, is_norm
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .archs import STAGES, get_arch
 from .errors import UserError
-from .pretrained import load_pretrained, pretrained_files, without_pretrained
+from .pretrained import StrictlyPretrained, load_pretrained
 
 
 class ConvNorm(nn.Sequential):
@@ -222,7 +221,7 @@ class Stage(nn.Module):
 
 
 @MODELS.register_module()
-class RecNeXt(BaseModule):
+class RecNeXt(StrictlyPretrained):
     """The backbone: an image (N, in_channels, H, W) of any size from 1 × 1 to a tuple of feature maps.
 
     Feature i has ``channels[i]`` channels and size ceil(H / 2^(i + 2)) × ceil(W / 2^(i + 2)).
@@ -293,14 +292,9 @@ class RecNeXt(BaseModule):
         contexts = lambda: (contextlib.nullcontext(), _untracked_statistics(block))  # noqa: E731
         return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a pretrained file must fit exactly (see :func:`read_pretrained`)."""
-        init_cfg = self.init_cfg
-        self.init_cfg = without_pretrained(init_cfg)
-        super().init_weights()
-        self.init_cfg = init_cfg
-        for file in pretrained_files(init_cfg):
-            load_pretrained(self, file)
+    def load_pretrained(self, checkpoint: str) -> None:
+        """Load a file that must fit exactly (see :func:`pretrained.read_pretrained`)."""
+        load_pretrained(self, checkpoint)
 
     def train(self, mode: bool = True) -> 'RecNeXt':
         super().train(mode)

@@ -13,6 +13,7 @@ from .checkpoint import write_atomically
 from .errors import UserError
 from .launch import check_checkpoint, load_config, make_folder, set_data_root, set_work_dir
 from .models import build_skeleton
+from .released import find_checkpoint
 from .segmentor import FastEncoderDecoder
 
 
@@ -43,6 +44,7 @@ def benchmark(
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
     if checkpoint:
+        checkpoint = str(find_checkpoint(checkpoint))
         check_checkpoint(cfg, checkpoint)
     elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
         raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')

@@ -13,10 +13,10 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 
 from .errors import UserError
+from .transfer import fetch
 
 NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 PARTIAL = '.partial'
@@ -75,20 +75,19 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
 
 
 def download(url: str) -> Path:
-    """The file at an http(s) address, in torch.hub's cache; downloaded by the main process if it is not there yet.
+    """The checkpoint at an address, in torch.hub's cache; one process fetches it if it is not there yet.
 
     Raises:
-        CheckpointError: it cannot be had.
+        UserError: it cannot be had, or is no checkpoint.
     """
     place = Path(torch.hub.get_dir(), 'checkpoints', PurePosixPath(urlparse(url).path).name)
-    if get_rank() == 0 and not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(place))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f'{url} cannot be downloaded: {error}') from None
-    barrier()
+    fetch(url, place, _place_readable)
     return place
+
+
+def _place_readable(arrived: Path, place: Path) -> None:
+    read_checkpoint(arrived)
+    os.replace(arrived, place)
 
 
 def _first_bytes(path: Path) -> bytes:

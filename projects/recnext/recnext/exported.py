@@ -16,11 +16,11 @@ from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .checkpoint import download, sha256_of
+from .checkpoint import sha256_of
 from .errors import UserError
 from .launch import check_checkpoint, load_config, make_folder
 from .models import build_without_weights
-from .released import find_release
+from .released import find_checkpoint, find_release
 from .segmentor import FastEncoderDecoder
 
 STRIDE = 32
@@ -106,7 +106,7 @@ def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | Non
         UserError: no such config or checkpoint, or one that does not fit the other.
     """
     cfg = load_config(config, cfg_options)
-    checkpoint = download(checkpoint) if '://' in checkpoint else checkpoint
+    checkpoint = str(find_checkpoint(checkpoint))
     weights = check_checkpoint(cfg, checkpoint)
     original, folded = (build_without_weights(cfg.model) for _ in range(2))
     for segmentor in (original, folded):

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 
-from .checkpoint import download, sha256_of
+from .checkpoint import sha256_of
 from .converter import convert_meta
 from .engine import deploy
 from .errors import UserError
@@ -23,6 +23,7 @@ from .image_reading import ImageError, read_image
 from .launch import check_checkpoint, load_config, named_classes, test_set
 from .models import build_without_weights
 from .overlay import draw_overlay
+from .released import find_checkpoint
 
 MAX_NETWORK_PIXELS = 2**24
 """Of an image as the network sees it; RecNeXt-M3 takes 5 GB for so many."""
@@ -116,8 +117,7 @@ class Predictor:
         cfg_options: dict | None = None,
     ) -> None:
         cfg = load_config(config, cfg_options)
-        checkpoint = str(checkpoint)
-        checkpoint = download(checkpoint) if '://' in checkpoint else checkpoint
+        checkpoint = find_checkpoint(str(checkpoint))
         content = check_checkpoint(cfg, checkpoint)
         self.segmentor = build_without_weights(cfg.model)
         self.segmentor.load_state_dict(self.segmentor.fit(content))

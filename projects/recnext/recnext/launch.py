@@ -1,15 +1,17 @@
 """Training and testing behind the command lines: a config, checked, with the options applied, in MMEngine's Runner."""
 
+import copy
 import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, TRANSFORMS
 
-from .checkpoint import download, find_newest_checkpoint, read_checkpoint, remove_partial_files
+from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
 from .distributed import joined_processes
 from .engine import use_bfloat16
@@ -17,7 +19,7 @@ from .errors import UserError
 from .models import build_skeleton
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
-from .released import find_released_config
+from .released import find_checkpoint, find_released_config
 from .segmentor import FastEncoderDecoder
 
 SPLITS = ('train', 'val', 'test')
@@ -27,6 +29,12 @@ TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_schedu
 
 TRAINING_STATE = ('optimizer', 'message_hub')
 """What a checkpoint holds beside the weights if training can go on from it."""
+
+ANNOTATIONS_LOOKED_AT = 20
+"""How many of a dataset are read before a run; enough to see that they are made for other classes."""
+
+IGNORED = 255
+"""The label of pixels that count neither in training nor in testing."""
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
@@ -134,14 +142,17 @@ def choose_weights(cfg: Config, resume: str | None) -> None:
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    if resume is not None:
-        cfg.load_from = find_newest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-    # Nothing to resume yet: a fresh start.
-    cfg.resume = resume is not None and cfg.load_from is not None
+    if resume == 'auto':
+        # None where there is nothing to resume yet: a fresh start.
+        resume = find_newest_checkpoint(cfg.work_dir)
+    cfg.resume = resume is not None
+    if cfg.resume:
+        cfg.load_from = resume
     if not cfg.get('load_from'):
         check_pretrained(cfg)
         return
-    checkpoint = check_checkpoint(cfg, cfg.load_from)
+    cfg.load_from = str(find_checkpoint(cfg.load_from))
+    checkpoint = check_checkpoint(cfg, cfg.load_from, other_classes=not cfg.resume)
     missing = [key for key in TRAINING_STATE if key not in checkpoint]
     if cfg.resume and missing:
         raise UserError(
@@ -150,6 +161,9 @@ def choose_weights(cfg: Config, resume: str | None) -> None:
         )
     # All weights come from there: no need for the ImageNet file.
     cfg.model.backbone.init_cfg = None
+    if not cfg.resume:
+        # The segmentor loads them itself, with another classifier if need be.
+        cfg.model.init_cfg, cfg.load_from = dict(type='Pretrained', checkpoint=cfg.load_from), None
 
 
 def describe_batch(cfg: Config, world_size: int) -> str:
@@ -212,8 +226,8 @@ def test(
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
-    check_checkpoint(cfg, checkpoint)
-    cfg.load_from = checkpoint
+    cfg.load_from = str(find_checkpoint(checkpoint))
+    check_checkpoint(cfg, cfg.load_from)
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
     add_hook(cfg, 'DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
@@ -265,21 +279,22 @@ def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> 
     """Point the datasets of ``splits`` at ``data_root``, or at where the config's own is found, and check them.
 
     Raises:
-        UserError: there are no images, or images without an annotation.
+        UserError: there are no images, images without an annotation, or annotations for other classes.
     """
+    num_classes = build_skeleton(cfg.model).num_classes
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _leaves(loader.dataset) if loader else ():
             root = data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root
             dataset.data_root = str(root)
-            check_dataset(dataset, split)
+            check_dataset(dataset, split, num_classes)
 
 
-def check_dataset(dataset: ConfigDict, split: str) -> None:
-    """Make sure that a dataset has images, and each an annotation.
+def check_dataset(dataset: ConfigDict, split: str, num_classes: int) -> None:
+    """Make sure that a dataset has images, each an annotation, and the first of these labels for so many classes.
 
     Raises:
-        UserError: naming the folder, or the first missing annotation and how many there are.
+        UserError: naming the folder, the first missing annotation and how many there are, or the labels found.
     """
     init_default_scope('mmseg')
     advice = '\n  Name the folder that holds images/ and annotations/ with --data-root.'
@@ -296,6 +311,41 @@ def check_dataset(dataset: ConfigDict, split: str) -> None:
     missing = [info['seg_map_path'] for info in samples if not Path(info.get('seg_map_path', '.')).exists()]
     if missing:
         raise UserError(f'The {split} set lacks {len(missing)} of {len(samples)} annotations, such as {missing[0]}')
+    classes = built.metainfo.get('classes') or ()
+    if len(classes) != num_classes:
+        raise UserError(
+            f'The {split} set has {len(classes)} classes, the network {num_classes}. Name the classes in '
+            f'{split}_dataloader.dataset.metainfo, and set model.decode_head.num_classes to their number.'
+        )
+    for info in samples[:ANNOTATIONS_LOOKED_AT]:
+        check_labels(info, num_classes)
+
+
+def check_labels(info: dict, num_classes: int) -> None:
+    """Make sure that an annotation is an image of class numbers.
+
+    Args:
+        info: What the dataset knows of the sample.
+        num_classes: How many there are.
+
+    Raises:
+        UserError: it cannot be read, has several channels, or numbers of no class.
+    """
+    try:
+        labels = TRANSFORMS.build(dict(type='LoadAnnotations'))(copy.deepcopy(info))['gt_seg_map']
+    except OSError as error:
+        raise UserError(f'{info["seg_map_path"]} cannot be read: {error}') from None
+    if labels.ndim != 2:
+        found = f'{labels.shape[-1]} channels'
+    else:
+        wrong = [label for label in np.unique(labels).tolist() if num_classes <= label != IGNORED]
+        found = f'the labels {", ".join(map(str, wrong[:10]))}' if wrong else ''
+    if found:
+        shifted = ' after reduce_zero_label' if info['reduce_zero_label'] else ''
+        raise UserError(
+            f'{info["seg_map_path"]} has {found}{shifted}; expected a PNG of one channel with labels '
+            f'0 to {num_classes - 1}, and {IGNORED} for what does not count.'
+        )
 
 
 def test_set(cfg: Config) -> ConfigDict:
@@ -336,8 +386,13 @@ def check_pretrained(cfg: Config) -> None:
         read_pretrained(backbone, checkpoint)
 
 
-def check_checkpoint(cfg: Config, checkpoint: str) -> dict:
+def check_checkpoint(cfg: Config, checkpoint: str, other_classes: bool = False) -> dict:
     """Make sure that a checkpoint fits the network of a config, before anything is built or written.
+
+    Args:
+        cfg: Of the network.
+        checkpoint: Path or address.
+        other_classes: Whether it may be for another number of classes.
 
     Returns:
         What the file holds.
@@ -345,7 +400,7 @@ def check_checkpoint(cfg: Config, checkpoint: str) -> dict:
     Raises:
         UserError: it cannot be read, or does not fit.
     """
-    content = read_checkpoint(download(checkpoint) if '://' in checkpoint else checkpoint)
+    content = read_checkpoint(find_checkpoint(checkpoint))
     segmentor = build_skeleton(cfg.model)
     if not isinstance(segmentor, FastEncoderDecoder):
         raise UserError(
@@ -353,7 +408,7 @@ def check_checkpoint(cfg: Config, checkpoint: str) -> dict:
             'Use FastEncoderDecoder, which refuses them and gives the same label maps.'
         )
     try:
-        segmentor.fit(content)
+        segmentor.fit(content, other_classes)
     except ConversionError as error:
         raise ConversionError(f'{checkpoint}: {error}') from None
     return content

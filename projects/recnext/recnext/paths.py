@@ -4,7 +4,8 @@ from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = PROJECT_ROOT / 'projects' / 'recnext' / 'configs'
-RELEASED = PROJECT_ROOT / 'checkpoints' / 'released.json'
+CHECKPOINTS = PROJECT_ROOT / 'checkpoints'
+RELEASED = CHECKPOINTS / 'released.json'
 
 
 def find_path(path: str | Path) -> Path | None:

@@ -1,19 +1,34 @@
-"""ImageNet weights for the backbone: found, checked and loaded, or an error before the first iteration."""
+"""Weights to start training from: found, checked and loaded, or an error before the first iteration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit
+from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
 
-from .checkpoint import download, read_checkpoint, sha256_of
+from .checkpoint import CheckpointError, read_checkpoint, sha256_of
 from .conversion import Conversion, check_fit, convert, get_state_dict, select_backbone
-from .errors import UserError
-from .paths import find_path
-from .released import find_release
+from .released import find_checkpoint
 
 PRETRAINED = ('Pretrained', 'mmengine.Pretrained', PretrainedInit)
+
+
+class StrictlyPretrained(BaseModule):
+    """Loads what its ``init_cfg`` names as Pretrained by itself: mmengine would only log what does not fit."""
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; see :meth:`load_pretrained`."""
+        init_cfg = self.init_cfg
+        self.init_cfg = without_pretrained(init_cfg)
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for file in pretrained_files(init_cfg):
+            self.load_pretrained(file)
+
+    def load_pretrained(self, checkpoint: str) -> None:
+        """Load a file, or raise a UserError, and say in one line what was loaded and what left out."""
+        raise NotImplementedError
 
 
 def pretrained_files(init_cfg: Mapping | Sequence[Mapping] | None) -> list[str]:
@@ -43,14 +58,13 @@ def read_pretrained(backbone: nn.Module, checkpoint: str) -> tuple[Path, Convers
     Raises:
         UserError: no such file, with where to get it; or weights that do not fit exactly.
     """
-    path = download(checkpoint) if '://' in checkpoint else find_path(checkpoint)
-    if path is None:
-        release = find_release(checkpoint)
-        raise UserError(
-            f'The ImageNet weights to start from are missing: {checkpoint}\n'
-            + (f'  Download {release["url"]}\n  and save it as {checkpoint};\n' if release else '')
-            + '  or train from scratch on purpose: --cfg-options model.backbone.init_cfg=None'
-        )
+    try:
+        path = find_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f'The ImageNet weights to start from are missing. {error}\n'
+            '  Or train from scratch on purpose: --cfg-options model.backbone.init_cfg=None'
+        ) from None
     conversion = select_backbone(convert(get_state_dict(read_checkpoint(path))))
     check_fit(conversion.state_dict, backbone.state_dict(), f'the backbone; {path} is {conversion.arch}')
     return path, conversion
@@ -60,8 +74,13 @@ def load_pretrained(backbone: nn.Module, checkpoint: str) -> None:
     """Load what :func:`read_pretrained` reads, and say in one line what was loaded and what left out."""
     path, conversion = read_pretrained(backbone, checkpoint)
     backbone.load_state_dict(conversion.state_dict, strict=True)
+    log_loaded('Backbone', path, conversion.mapped, conversion.left_out)
+
+
+def log_loaded(what: str, path: Path, loaded: Collection[str], left_out: Collection[str]) -> None:
+    """Say in one line of what file which tensors were loaded and which left out."""
     print_log(
-        f'Backbone weights: {path}, sha256 {sha256_of(path)}, {len(conversion.mapped)} tensors loaded, '
-        f'{len(conversion.left_out)} left out: {", ".join(conversion.left_out) or "none"}',
+        f'{what} weights: {path}, sha256 {sha256_of(path)}, {len(loaded)} tensors loaded, '
+        f'{len(left_out)} left out: {", ".join(left_out) or "none"}',
         logger='current',
     )

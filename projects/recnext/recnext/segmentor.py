@@ -1,6 +1,7 @@
 """Segmentors: mmseg's EncoderDecoder, strict about its weights, with the same label maps in less time and memory."""
 
 import functools
+import re
 from collections.abc import Sequence
 
 import torch
@@ -13,24 +14,31 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from .backbone import RecNeXt
-from .conversion import Conversion, ConversionError, check_fit, convert, get_state_dict
+from .checkpoint import read_checkpoint
+from .conversion import ConversionError, check_fit, convert, get_state_dict
 from .errors import UserError
 from .folded_fpn import fold_conv_modules, fold_fpn
 from .label_map import Step, label_map, resize_all
 from .prediction import SegPrediction
+from .pretrained import StrictlyPretrained, log_loaded
+from .released import find_checkpoint
 
 FUSE = ('none', 'norms', 'all')
 """What :meth:`FastEncoderDecoder.switch_to_deploy` folds: nothing, the norms, or Semantic FPN as well."""
 
+CLASSIFIER = re.compile(r'(decode|auxiliary)_head\.(\d+\.)?conv_seg\.(weight|bias)')
+"""The tensors whose first dimension is the number of classes, in every head of mmseg's."""
+
 
 @MODELS.register_module()
-class FastEncoderDecoder(EncoderDecoder):
+class FastEncoderDecoder(StrictlyPretrained, EncoderDecoder):
     """An EncoderDecoder for any mmseg config: change ``model.type`` and nothing else.
 
     - The label maps are those of EncoderDecoder, pixel for pixel (see :func:`label_map.label_map`), without the
       full-size logits of all classes. ``seg_logits`` of a prediction are made when something asks for them.
     - Weights that do not fit are refused, whoever loads them. mmengine loads with ``strict=False`` and only logs what
-      is missing or left over.
+      is missing or left over. To start training from those for other classes, name them in
+      ``init_cfg=dict(type='Pretrained', checkpoint=FILE)``.
     - :meth:`switch_to_deploy` folds what is fixed once training is over.
     - Images of several sizes may come in one batch: those of one size go through the network together.
     """
@@ -43,15 +51,36 @@ class FastEncoderDecoder(EncoderDecoder):
         state_dict.update({prefix + key: value for key, value in fitting.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def fit(self, checkpoint: dict) -> dict[str, Tensor]:
+    def fit(self, checkpoint: dict, other_classes: bool = False) -> dict[str, Tensor]:
         """The weights in a checkpoint, under this network's names.
+
+        Args:
+            checkpoint: What a file holds.
+            other_classes: Whether they may be for another number of classes; then without the :data:`CLASSIFIER`.
 
         Raises:
             ConversionError: they do not fit this network exactly.
         """
-        weights = get_state_dict(checkpoint)
-        check_fit(weights, self.state_dict(), 'this segmentor')
+        weights, described = self._rename(checkpoint)
+        expected = self.state_dict()
+        if other_classes:
+            for key in filter(CLASSIFIER.fullmatch, weights.keys() & expected.keys()):
+                found, wanted = weights[key].shape, expected[key].shape
+                if found != wanted and found[1:] == wanted[1:]:
+                    del weights[key], expected[key]
+        check_fit(weights, expected, described)
         return weights
+
+    def _rename(self, checkpoint: dict) -> tuple[dict[str, Tensor], str]:
+        """The weights in a checkpoint under this network's names, and what to call the two in an error."""
+        return dict(get_state_dict(checkpoint)), 'this segmentor'
+
+    def load_pretrained(self, checkpoint: str) -> None:
+        """Load a segmentor of the same kind, all of it or all but the classifier of another number of classes."""
+        path = find_checkpoint(checkpoint)
+        weights, own = self.fit(read_checkpoint(path), other_classes=True), self.state_dict()
+        self.load_state_dict({**own, **weights})
+        log_loaded('Segmentor', path, weights, sorted(own.keys() - weights.keys()))
 
     def switch_to_deploy(self, fuse: str = 'all') -> None:
         """Fold what is fixed after training; in place, and idempotent.
@@ -187,20 +216,19 @@ class FastEncoderDecoder(EncoderDecoder):
 class RecNeXtEncoderDecoder(FastEncoderDecoder):
     """A FastEncoderDecoder on RecNeXt, which takes the released 0.x weights as they are."""
 
-    def fit(self, checkpoint: dict) -> dict[str, Tensor]:
-        """The weights in a checkpoint of mmseg 0.x or 1.x, under this network's names.
+    def _rename(self, checkpoint: dict) -> tuple[dict[str, Tensor], str]:
+        """The weights in a checkpoint of mmseg 0.x or 1.x.
 
         Raises:
-            ConversionError: not the weights of a segmentor on RecNeXt, or they do not fit this network exactly.
+            ConversionError: not the weights of a segmentor on RecNeXt.
         """
-        conversion: Conversion = convert(get_state_dict(checkpoint))
+        conversion = convert(get_state_dict(checkpoint))
         if not conversion.layout.is_segmentor:
             raise ConversionError(
                 f'These are the weights of a backbone (arch {conversion.arch}, {conversion.layout}), not of a '
                 'segmentor. To start training from them, set model.backbone.init_cfg.checkpoint to the file.'
             )
-        check_fit(conversion.state_dict, self.state_dict(), f'this segmentor; they are of arch {conversion.arch}')
-        return conversion.state_dict
+        return conversion.state_dict, f'this segmentor; they are of arch {conversion.arch}'
 
 
 def _to_original(meta: dict, align_corners: bool) -> Step:
