@@ -117,7 +117,7 @@ class Predictor:
         cfg_options: dict | None = None,
     ) -> None:
         cfg = load_config(config, cfg_options)
-        checkpoint = find_checkpoint(str(checkpoint))
+        checkpoint = str(find_checkpoint(str(checkpoint)))
         content = check_checkpoint(cfg, checkpoint)
         self.segmentor = build_without_weights(cfg.model)
         self.segmentor.load_state_dict(self.segmentor.fit(content))
