@@ -205,8 +205,8 @@ class Checker:
         while words and re.match(r'[A-Z_]+=', words[0]):
             name, _, environment[name] = words[0].partition('=')
             words = words[1:]
-        if words and words[0] in INTERPRETERS:
-            words = words[1:]
+        started = bool(words) and words[0] in INTERPRETERS
+        words = words[started:]
         if not words:
             return
         program, arguments = words[0], words[1:]
@@ -223,6 +223,10 @@ class Checker:
         elif re.fullmatch(r'\S+\.(py|sh)', program):
             if not exists(program, page):
                 yield f'{command}: no file {program}'
+            elif program.startswith('tools/') and not started:  # no command, but an option of that tool
+                for word in arguments:
+                    if word.startswith('--') and word not in _options(Path(program).name):
+                        yield f'{command}: no option {word}'
             elif program.startswith('tools/'):
                 yield from self.check_tool(Path(program).name, arguments, environment, command)
             for name in arguments:
@@ -366,6 +370,7 @@ M3 = 'projects/recnext/configs/fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
         ('`python tools/train.py CONFIG && python tools/test.py CONFIG`', 'required: CHECKPOINT'),
         ('`python tools/train.py projects/recnext/configs/m3.py`', 'no file projects/recnext/configs/m3.py'),
         ('`python tools/train.py CONFIG --cfg-options optimizer.lr=1`', 'no optimizer.lr in the configs'),
+        ('`tools/train.py --tta`', 'no option --tta'),
         ('`bash tools/dist_train.sh CONFIG`', 'usage: bash tools/dist_train.sh'),
         ('`bash tools/dist_test.sh CONFIG CHECKPOINT 8 --aug-test`', 'unrecognized arguments: --aug-test'),
         ('`GPUS=8 bash tools/slurm_train.sh PARTITION JOB CONFIG --gpus 8`', 'unrecognized arguments: --gpus 8'),
@@ -406,6 +411,7 @@ def test_a_page_that_is_wrong_is_seen(complaints, text, complaint):
         '```python\n# own/config.py\n```\n\n`python tools/train.py own/config.py`',
         '| mmseg 0.30: option | here |\n|---|---|\n| `--old`, `old.py` | `--tta` |',
         '```text\npython tools/nothing.py\n```',
+        '`tools/test.py --out` and `tools/test.py`',
     ],
 )
 def test_a_page_that_is_right_passes(complaints, text):
