@@ -5,8 +5,12 @@ import argparse
 from _cli import run
 
 
+def parse_args() -> argparse.Namespace:
+    return argparse.ArgumentParser(description=__doc__).parse_args()
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parse_args()
     from projects.recnext.recnext.model_zoo import update_model_zoo
 
     for path in update_model_zoo():
