@@ -27,7 +27,8 @@ from projects.recnext.recnext.paths import CONFIGS  # noqa: E402
 ARCH_NAMES = tuple(ARCHS)
 SEGMENTORS = ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
 ADE20K_CONFIGS = sorted(CONFIGS.glob('fpn_recnext-*_ade20k-*.py'))
-ALL_CONFIGS = sorted(CONFIGS.glob('*.py'))
+SEGMENTOR_CONFIGS = sorted(CONFIGS.glob('fpn_*.py'))
+CLASSIFIER_CONFIGS = sorted(CONFIGS.glob('recnext-*.py'))
 
 # Under pytest-xdist two processes share the two cores.
 torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)

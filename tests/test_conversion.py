@@ -10,6 +10,7 @@ from mmengine.model import ExponentialMovingAverage
 
 from projects.recnext.recnext.archs import ARCHS
 from projects.recnext.recnext.conversion import (
+    TARGETS,
     ConversionError,
     check_fit,
     convert,
@@ -18,7 +19,7 @@ from projects.recnext.recnext.conversion import (
     rename,
     select_backbone,
 )
-from projects.recnext.recnext.models import build_skeleton, released_model_cfg
+from projects.recnext.recnext.models import build_skeleton, released_classifier, released_model_cfg
 
 LAYOUTS = [f'recnext_{arch}_distill_300e' for arch in ARCHS] + [
     f'recnext_{arch}_ade20k' for arch in ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
@@ -40,23 +41,53 @@ def test_there_and_back_is_bit_equal(name, formula_weights):
     source = formula_weights(read_layout(name)['tensors'])
     there = convert(source)
     assert set(there.mapped.values()) | set(there.left_out) == set(source)
-    assert there.layout.target == 'legacy'
+    assert str(there.layout) == f'legacy {"segmentor" if "ade20k" in name else "classifier"}'
     again = convert(there.state_dict, 'mmseg1')
     assert again.layout.target == 'mmseg1' and all(new == old for new, old in again.mapped.items())
     back = convert(there.state_dict, 'legacy')
-    assert list(back.state_dict) == [key for key in source if key not in there.left_out]
-    for key, tensor in back.state_dict.items():
-        assert tensor.dtype == source[key].dtype and torch.equal(tensor, source[key])
+    assert_same(back.state_dict, {key: source[key] for key in source if key not in there.left_out})
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert list(found) == list(expected)
+    for key, tensor in found.items():
+        assert tensor.dtype == expected[key].dtype and torch.equal(tensor, expected[key])
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_each_form_of_a_classifier_to_each(arch, formula_weights):
+    source = formula_weights(read_layout(f'recnext_{arch}_distill_300e')['tensors'])
+    forms = {target: convert(source, target) for target in ('legacy', 'timm', 'mmpretrain')}
+    for target, there in forms.items():
+        assert not there.left_out and there.arch == arch
+        assert str(detect_layout(there.state_dict)) == f'{target} classifier'
+        for other, expected in forms.items():
+            assert_same(convert(there.state_dict, other).state_dict, expected.state_dict)
+        backbone = convert(there.state_dict)
+        assert str(detect_layout(backbone.state_dict)) == 'mmseg1 backbone'
+        assert len(backbone.left_out) == 14 and all(key.startswith('head.') for key in backbone.left_out)
+    assert_same(forms['legacy'].state_dict, source)
+    check_fit(forms['mmpretrain'].state_dict, released_classifier(arch).state_dict(), arch)
+
+
+@pytest.mark.parametrize('target', ['timm', 'mmpretrain'])
+def test_what_has_no_head_becomes_no_classifier(m0, target):
+    for weights, kind in ((m0, 'segmentor'), (select_backbone(convert(m0)).state_dict, 'backbone')):
+        with pytest.raises(ConversionError, match=f'{target} form is for classifiers.* a {kind}, without'):
+            convert(weights, target)
 
 
 @given(
-    st.sampled_from(['', 'backbone.']), st.sampled_from(['stem.0.conv.weight', 'stem.2.norm.bias', 'stages.0.x', 'y'])
+    st.sampled_from(['segmentor', 'classifier', 'backbone']),
+    st.sampled_from(TARGETS),
+    st.sampled_from(TARGETS),
+    st.sampled_from(['stem.0.conv.weight', 'stem.2.norm.bias', 'stages.0.x', 'head.head.norm.bias', 'neck.y']),
 )
-def test_rename_is_its_own_inverse(prefix, name):
-    key = prefix + name
-    assert rename(rename(key, 'legacy'), 'mmseg1') == key
-    assert rename(key, 'mmseg1') == key
-    assert rename(rename(key, 'legacy'), 'legacy') == rename(key, 'legacy')
+def test_rename_depends_on_the_target_alone(kind, first, second, name):
+    if kind == 'segmentor':
+        first, second = ('legacy' if target == 'legacy' else 'mmseg1' for target in (first, second))
+        name = name if name.startswith(('neck', 'head')) else f'backbone.{name}'
+    assert rename(rename(name, first, kind), second, kind) == rename(name, second, kind)
 
 
 @pytest.mark.parametrize('wrap', ['bare', 'state_dict', 'model', 'module.'])

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from test_checkpoint import Command
 
 from projects.recnext.recnext.checkpoint import read_checkpoint, sha256_of
-from projects.recnext.recnext.conversion import ConversionError
+from projects.recnext.recnext.conversion import ConversionError, get_state_dict
 from projects.recnext.recnext.converter import convert_file
 from projects.recnext.recnext.errors import UserError
 
@@ -45,7 +45,7 @@ def test_imagenet_files(released, tmp_path, arch, form):
     else:
         torch.save(weights if form == 'bare' else {'model': weights, 'epoch': 299}, source)
     text = str(convert_file(source, there))
-    assert 'legacy backbone' in text
+    assert 'legacy classifier' in text
     head = next(line for line in text.splitlines() if 'ImageNet classification head' in line)
     assert all(key in head for key in weights if key.startswith('head.'))
     assert ('not weights: epoch' in text) == (form == 'pth')
@@ -54,6 +54,37 @@ def test_imagenet_files(released, tmp_path, arch, form):
     assert read_checkpoint(back)['meta']['source']['sha256'] == sha256_of(there)
     assert set(restored) == {key for key in weights if not key.startswith('head.')}
     assert all(torch.equal(tensor, weights[key]) for key, tensor in restored.items())
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('arch', ['m0', 'a3'])
+def test_classifiers_there_and_back_are_bit_equal(released, tmp_path, arch, suffix):
+    first = released(f'recnext_{arch}_distill_300e')
+    weights = read_checkpoint(first)['model']
+    said = ''
+    source = first
+    for target in ('timm', 'mmpretrain', 'timm', 'legacy', 'mmpretrain', 'legacy'):
+        destination = tmp_path / f'{len(list(tmp_path.iterdir()))}-{target}{suffix}'
+        said += str(convert_file(source, destination, target=target))
+        source = destination
+    restored = get_state_dict(read_checkpoint(source))
+    # safetensors keep tensors in an order of their own.
+    assert restored.keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in restored.items())
+    assert f"timm.create_model('recnext_{arch}', checkpoint_path=" in said and f'recnext-{arch}' in said
+    convert_file(source, tmp_path / 'backbone.pth')
+    with pytest.raises(ConversionError, match='without a classification head'):
+        convert_file(tmp_path / 'backbone.pth', tmp_path / 'no.pth', target='timm')
+
+
+def test_a_classifier_for_other_classes(released, tmp_path):
+    weights = dict(read_checkpoint(released('recnext_m0_distill_300e'))['model'])
+    for branch in ('head', 'head_dist'):
+        for name in ('weight', 'bias'):
+            weights[f'head.{branch}.linear.{name}'] = weights[f'head.{branch}.linear.{name}'][:7]
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, tmp_path / 'seven.safetensors')
+    convert_file(tmp_path / 'seven.safetensors', tmp_path / 'seven.pth', target='mmpretrain')
+    assert read_checkpoint(tmp_path / 'seven.pth')['state_dict']['head.head_dist.linear.bias'].shape == (7,)
 
 
 CONFIG_NAME = 'fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'

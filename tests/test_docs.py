@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 import yaml
-from conftest import ROOT, config_of
+from conftest import CLASSIFIER_CONFIGS, ROOT, config_of
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mmengine.config import Config
@@ -124,8 +124,10 @@ def load_tool(name: str) -> ModuleType:
 
 
 @functools.cache
-def config() -> Config:
-    return Config.fromfile(config_of('m3'))
+def configs() -> list[Config]:
+    """One of a segmentor, one of a classifier."""
+    distilled = next(path for path in CLASSIFIER_CONFIGS if 'm3-distilled' in path.name)
+    return [Config.fromfile(path) for path in (config_of('m3'), distilled)]
 
 
 @functools.cache
@@ -264,7 +266,7 @@ class Checker:
                 settings = word == '--cfg-options'
             elif settings and '=' in word:
                 parts = word.partition('=')[0].split('.')
-                if not parts[0].isupper() and not _has(config(), parts[:-1] or parts):
+                if not parts[0].isupper() and not _in_configs(parts[:-1] or parts):
                     yield f'{command}: no {".".join(parts)} in the configs'
 
     def check_pytest(self, arguments: list[str], command: str) -> Iterator[str]:
@@ -281,8 +283,8 @@ class Checker:
         elif re.fullmatch(r'[\w.-]+\.(py|sh|txt|toml|yaml)', span):
             if span not in {path.name for path in FILES}:
                 yield f'no file is called {span}'
-        elif re.fullmatch(r'[a-z_]+(\.[a-z_]+)+', span) and span.split('.')[0] in config():
-            if not _has(config(), span.split('.')):
+        elif re.fullmatch(r'[a-z_]+(\.[a-z_]+)+', span) and _in_configs(span.split('.')[:1]):
+            if not _in_configs(span.split('.')):
                 yield f'no {span} in the configs'
         elif span.startswith('--'):
             options = [word for word in span.split() if word.startswith('--')]
@@ -307,6 +309,10 @@ class Checker:
                 for name in node.names:
                     if not hasattr(module, name.name):
                         yield f'no {name.name} in {node.module}'
+
+
+def _in_configs(parts: list[str]) -> bool:
+    return any(_has(config, parts) for config in configs())
 
 
 def _has(settings: object, parts: list[str]) -> bool:

@@ -663,7 +663,7 @@ def test_deploy_hook_by_default_and_twice():
 
 def test_deploy_hook_on_another_segmentor_is_refused():
     runner = SimpleNamespace(model=pair(recnext_cfg())[0], logger=logging.getLogger('test_fast_segmentor'))
-    with pytest.raises(UserError, match='FastEncoderDecoder; found EncoderDecoder'):
+    with pytest.raises(UserError, match='FastEncoderDecoder or RecNeXtClassifier; found EncoderDecoder'):
         HOOKS.build(dict(type='DeployHook')).before_test(runner)
 
 

@@ -14,7 +14,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_CONFIGS, ROOT, assert_user_error, config_of, run_tool, shared
+from conftest import ROOT, SEGMENTOR_CONFIGS, assert_user_error, config_of, run_tool, shared
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmseg.apis import MMSegInferencer
@@ -29,13 +29,13 @@ from projects.recnext.recnext import launch
 from projects.recnext.recnext.checkpoint import read_checkpoint
 from projects.recnext.recnext.conversion import ConversionError
 from projects.recnext.recnext.converter import convert_file
+from projects.recnext.recnext.deployable import FUSE
 from projects.recnext.recnext.engine import DTYPES
 from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.sample_scenes import write_dataset
-from projects.recnext.recnext.segmentor import FUSE
 
 CONFIG = config_of('m3')
-DEMO_CONFIG = next(path for path in ALL_CONFIGS if 'sample-scenes' in path.name)
+DEMO_CONFIG = next(path for path in SEGMENTOR_CONFIGS if 'sample-scenes' in path.name)
 CLASSES = ADE20KDataset.METAINFO['classes']
 GENUINE = 'aAcc: 88.6900  mIoU: 38.6000  mAcc: 46.7300'
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conftest import ALL_CONFIGS
+from conftest import SEGMENTOR_CONFIGS
 
-DEMO_CONFIG = next(path for path in ALL_CONFIGS if 'sample-scenes' in path.name)
+DEMO_CONFIG = next(path for path in SEGMENTOR_CONFIGS if 'sample-scenes' in path.name)
 
 
 def write_tiny_config(folder: Path, data_root: Path, extra: str = '') -> Path:

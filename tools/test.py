@@ -1,4 +1,4 @@
-"""Test a segmentor: mIoU, and on request label maps and pictures."""
+"""Test a segmentor (mIoU) or a classifier (top-1 and top-5), on request with label maps and pictures."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Train a segmentor."""
+"""Train a segmentor or a classifier."""
 
 import argparse
 

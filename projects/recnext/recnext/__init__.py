@@ -8,7 +8,10 @@ from .backbone import RecNeXt  # noqa: E402  (mmseg can be imported only after t
 from .engine import Bfloat16OptimWrapper, ChannelsLastHook, CompileHook, DeployHook, ThroughputHook  # noqa: E402
 from .resume import ResumableSampler, ResumableTrainLoop, SeededDataset  # noqa: E402
 from .segmentor import FastEncoderDecoder, RecNeXtEncoderDecoder  # noqa: E402
+from .timm_registration import register_with_timm  # noqa: E402
 from .visualizer import SegPanelVisualizer  # noqa: E402
+
+register_with_timm()
 
 __all__ = [
     'Bfloat16OptimWrapper',

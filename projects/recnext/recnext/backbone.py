@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer, is_norm
 from mmcv.cnn.bricks import DropPath
-from mmseg.registry import MODELS
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -220,6 +220,7 @@ class Stage(nn.Module):
         )
 
 
+# In mmengine's own registry, which mmseg's and mmpretrain's fall back on.
 @MODELS.register_module()
 class RecNeXt(StrictlyPretrained):
     """The backbone: an image (N, in_channels, H, W) of any size from 1 × 1 to a tuple of feature maps.
@@ -277,14 +278,19 @@ class RecNeXt(StrictlyPretrained):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = self.forward_stages(x)
+        return tuple(features[index] for index in self.out_indices)
+
+    def forward_stages(self, x: Tensor, stages: int = STAGES) -> list[Tensor]:
+        """The feature maps of the first ``stages`` stages."""
         x = self.stem(x)
         features = []
-        for stage in self.stages:
+        for stage in list(self.stages)[:stages]:
             x = stage.downsample(x)
             for block in stage.blocks:
                 x = self._recomputed(block, x) if self.with_cp and x.requires_grad else block(x)
             features.append(x)
-        return tuple(features[index] for index in self.out_indices)
+        return features
 
     @staticmethod
     def _recomputed(block: Block, x: Tensor) -> Tensor:

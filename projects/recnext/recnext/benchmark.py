@@ -11,7 +11,7 @@ from . import measurement
 from .benchmark_report import describe, draw
 from .checkpoint import write_atomically
 from .errors import UserError
-from .launch import check_checkpoint, load_config, make_folder, set_data_root, set_work_dir
+from .launch import check_checkpoint, load_segmentor_config, make_folder, set_data_root, set_work_dir
 from .models import build_skeleton
 from .released import find_checkpoint
 from .segmentor import FastEncoderDecoder
@@ -40,7 +40,7 @@ def benchmark(
     Raises:
         UserError: what is missing or does not fit, before anything is measured.
     """
-    cfg = load_config(config, cfg_options)
+    cfg = load_segmentor_config(config, cfg_options)
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
     if checkpoint:

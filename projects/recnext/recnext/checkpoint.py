@@ -181,6 +181,25 @@ def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
     Raises:
         CheckpointError: the folder does not exist, or the file cannot be written there.
     """
+    # An open file, not a name: torch.save would write the name into the archive.
+    _write_weights(path, lambda file: torch.save(dict(checkpoint), file))
+
+
+def write_safetensors(tensors: Mapping[str, torch.Tensor], path: str | Path, source: Mapping[str, object]) -> None:
+    """Write bare tensors in the way of :func:`write_checkpoint`; ``source`` becomes the file's metadata, as text.
+
+    Raises:
+        CheckpointError: the folder does not exist, or the file cannot be written there.
+    """
+    from safetensors.torch import save
+
+    # timm and the hub look for the format.
+    metadata = dict(format='pt', **{key: str(value) for key, value in source.items()})
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    _write_weights(path, lambda file: file.write(save(tensors, metadata)))
+
+
+def _write_weights(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     if not os.path.isdir(path.parent):
         raise CheckpointError(f'No such folder: {path.parent}. Create it, or choose another destination.')
@@ -188,8 +207,7 @@ def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
         raise CheckpointError(f'{path} is a folder; expected the name of a file to write.')
     if os.path.exists(path) and not os.path.isfile(path):
         raise CheckpointError(f'{path} is a device or the like; expected the name of a file to write.')
-    # An open file, not a name: torch.save would write the name into the archive.
-    write_atomically(path, lambda file: torch.save(dict(checkpoint), file))
+    write_atomically(path, write)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], beside: Path | None = None) -> None:

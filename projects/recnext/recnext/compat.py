@@ -1,5 +1,6 @@
 """Repairs of the stack: one function each, which does nothing where the defect is absent."""
 
+import importlib
 import importlib.util
 import sys
 import warnings
@@ -15,6 +16,7 @@ MMCV_OPS = 'mmcv.ops'
 def repair_stack() -> None:
     """All repairs, in the order in which the project needs them."""
     stand_in_for_mmcv_ops()
+    import_timm_when_used()
     read_checkpoints_safely()
     write_files_atomically()
     resume_from_newest_complete()
@@ -58,6 +60,29 @@ def _not_compiled(self: object, *_: object, **__: object) -> NoReturn:
         f'mmcv.ops.{type(self).__name__} needs a compiled mmcv, and mmcv-lite is installed. '
         'Install mmcv 2.1 in its place; RecNeXt itself needs no compiled operation.'
     )
+
+
+def import_timm_when_used() -> None:
+    """Let mmseg be imported without waiting for timm.
+
+    Defect: mmseg imports timm together with its models, seconds of work, though only its TIMMBackbone needs it.
+
+    Repair: while mmseg's models are imported, a ``timm`` that is imported when something of it is used.
+    """
+    if 'timm' in sys.modules:
+        return
+    sys.modules['timm'] = _Timm('timm')
+    try:
+        importlib.import_module('mmseg.models')
+    finally:
+        del sys.modules['timm']
+
+
+class _Timm(ModuleType):
+    def __getattr__(self, name: str) -> object:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(importlib.import_module('timm'), name)
 
 
 def read_checkpoints_safely() -> None:

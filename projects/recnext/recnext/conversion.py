@@ -1,15 +1,19 @@
 """Pure functions between the released layouts and the names of this project.
 
-Four layouts are known, told apart by their keys alone:
+Seven layouts are known, told apart by their keys alone:
 
-========================  ==============================  =========================================
-layout                    keys                            where from
-========================  ==============================  =========================================
-``legacy segmentor``      ``backbone.stem.stem.0...``     released ``*_ade20k.pth`` (mmseg 0.x)
-``mmseg1 segmentor``      ``backbone.stem.0...``          this project
-``legacy backbone``       ``stem.stem.0...``, ``head...`` released ImageNet files, the hub
-``mmseg1 backbone``       ``stem.0...``                   this project
-========================  ==============================  =========================================
+=========================  ===============================  =====================================================
+layout                     keys                             where from
+=========================  ===============================  =====================================================
+``legacy segmentor``       ``backbone.stem.stem.0...``      released ``*_ade20k.pth`` (mmseg 0.x)
+``mmseg1 segmentor``       ``backbone.stem.0...``           this project in MMSegmentation 1.x
+``legacy classifier``      ``stem.stem.0...``, ``head...``  released ImageNet files, safetensors of the hub
+``timm classifier``        ``stem.0...``, ``head...``       this project in timm
+``mmpretrain classifier``  ``backbone.stem.0...``,          this project in MMPretrain
+                           ``head...``
+``legacy backbone``        ``stem.stem.0...``               a released file without its head
+``mmseg1 backbone``        ``stem.0...``                    this project
+=========================  ===============================  =====================================================
 """
 
 import re
@@ -23,13 +27,15 @@ from torch import Tensor
 from .archs import ARCHS, STAGES
 from .errors import UserError
 
-STEM = dict(legacy='stem.stem.', mmseg1='stem.')
-"""How each side spells the beginning of the stem's keys; no other module is called otherwise."""
+TARGETS = ('mmseg1', 'mmpretrain', 'timm', 'legacy')
+"""The spellings that :func:`convert` can write; ``mmseg1`` has no place for a classification head."""
 
-RENAMES = {STEM['legacy']: STEM['mmseg1']}
-"""Every rename, of the beginning of a key within the backbone: released name -> name here. All else is the same."""
+RELEASED_STEM, STEM = 'stem.stem.', 'stem.'
+"""How the stem's keys begin, as released and here. No other module of the backbone is called otherwise."""
 
-IMAGENET_HEAD = 'head.'
+HEAD = 'head.'
+"""How the keys of a classification head begin, in every layout."""
+
 EMA_BUFFER = re.compile(r'ema_(backbone|neck|decode_head)_')
 """mmcv 1.x's EMAHook keeps its copy of ``backbone.stem...`` as ``ema_backbone_stem...`` among the weights."""
 
@@ -54,13 +60,16 @@ class ConversionError(UserError):
 
 @dataclass(frozen=True)
 class Layout:
-    """How the keys of a state dict are spelled, and of what they are."""
+    """How the keys of a state dict are spelled (one of :data:`TARGETS`), and of what they are.
+
+    ``kind`` is ``'segmentor'``, ``'classifier'`` or ``'backbone'``.
+    """
 
     target: str
-    is_segmentor: bool
+    kind: str
 
     def __str__(self) -> str:
-        return f'{self.target} {"segmentor" if self.is_segmentor else "backbone"}'
+        return f'{self.target} {self.kind}'
 
 
 @dataclass(frozen=True)
@@ -133,28 +142,29 @@ def _mmcv_averages(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return taken
 
 
-def _reason_to_leave_out(key: str, layout: Layout) -> str | None:
-    if not layout.is_segmentor and key.startswith(IMAGENET_HEAD):
-        return 'ImageNet classification head'
-    if EMA_BUFFER.match(key):
-        return "averaged copy kept by mmcv's EMAHook"
-    return None
-
-
 def detect_layout(state_dict: Mapping[str, Tensor]) -> Layout:
     """Tell the layout from the keys.
 
     Raises:
         ConversionError: no key names the stem of a RecNeXt.
     """
+    with_head = any(key.startswith(HEAD) for key in state_dict)
     for prefix in (BACKBONE, ''):
-        for target, stem in STEM.items():
+        for stem in (RELEASED_STEM, STEM):
             if any(re.match(re.escape(prefix + stem) + r'\d', key) for key in state_dict):
-                return Layout(target, is_segmentor=bool(prefix))
+                return _layout(prefix, stem == RELEASED_STEM, with_head)
     raise ConversionError(
         'These are not the weights of a RecNeXt: expected keys such as backbone.stem... or stem..., '
         f'found {_shortened(list(state_dict))}.'
     )
+
+
+def _layout(prefix: str, released: bool, with_head: bool) -> Layout:
+    if prefix and with_head:
+        return Layout('mmpretrain', 'classifier')
+    if with_head:
+        return Layout('legacy' if released else 'timm', 'classifier')
+    return Layout('legacy' if released else 'mmseg1', 'segmentor' if prefix else 'backbone')
 
 
 def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
@@ -182,32 +192,46 @@ def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def rename(key: str, target: str) -> str:
-    """The name of a tensor in the layout ``target``, ``'mmseg1'`` or ``'legacy'``; unchanged if it is there already."""
-    prefix = BACKBONE if key.startswith(BACKBONE) else ''
-    name = key.removeprefix(prefix)
-    for released, here in RENAMES.items():
-        # The released spelling first: the one here may be a beginning of it.
-        for old in (released, here):
-            if name.startswith(old):
-                return prefix + (here if target == 'mmseg1' else released) + name.removeprefix(old)
-    return key
+def rename(key: str, target: str, kind: str) -> str:
+    """The name of a tensor in another layout; unchanged if it is there already.
+
+    Args:
+        key: In any layout.
+        target: One of :data:`TARGETS`.
+        kind: Of what it is, as in :class:`Layout`.
+    """
+    name = key.removeprefix(BACKBONE)
+    if name == key and (kind == 'segmentor' or key.startswith(HEAD)):
+        return key  # of a neck or a head
+    # The released spelling first: the other is the beginning of it.
+    stem = next((stem for stem in (RELEASED_STEM, STEM) if name.startswith(stem)), None)
+    if stem:
+        name = (RELEASED_STEM if target == 'legacy' else STEM) + name.removeprefix(stem)
+    return (BACKBONE if kind == 'segmentor' or target == 'mmpretrain' else '') + name
 
 
 def convert(state_dict: Mapping[str, Tensor], target: str = 'mmseg1') -> Conversion:
     """Rename the tensors of any known layout to that of ``target``; values are passed on as they are.
 
+    Of a classifier, ``'mmseg1'`` takes the backbone.
+
     Raises:
-        ConversionError: not a RecNeXt, or two tensors that claim the same new name.
+        ConversionError: not a RecNeXt, two tensors that claim the same new name, or no classification head where
+            ``target`` has one.
     """
     layout, arch = detect_layout(state_dict), detect_arch(state_dict)
+    if target in ('mmpretrain', 'timm') and layout.kind != 'classifier':
+        raise ConversionError(
+            f'{target} form is for classifiers, and these are the weights of a {layout.kind}, without a '
+            'classification head.'
+        )
     mapped, left_out = {}, {}
     for key in state_dict:
-        reason = _reason_to_leave_out(key, layout)
+        reason = _reason_to_leave_out(key, target, layout)
         if reason:
             left_out[key] = reason
             continue
-        new = rename(key, target)
+        new = rename(key, target, layout.kind)
         if new in mapped:
             raise ConversionError(f'Two tensors would both become {new}: {mapped[new]} and {key}.')
         mapped[new] = key
@@ -215,9 +239,17 @@ def convert(state_dict: Mapping[str, Tensor], target: str = 'mmseg1') -> Convers
     return Conversion(layout, arch, tensors, mapped, left_out)
 
 
+def _reason_to_leave_out(key: str, target: str, layout: Layout) -> str | None:
+    if target == 'mmseg1' and layout.kind == 'classifier' and key.startswith(HEAD):
+        return 'ImageNet classification head'
+    if EMA_BUFFER.match(key):
+        return "averaged copy kept by mmcv's EMAHook"
+    return None
+
+
 def select_backbone(conversion: Conversion) -> Conversion:
     """Of a segmentor, the backbone alone, under the backbone's own names; a backbone as it is."""
-    if not conversion.layout.is_segmentor:
+    if conversion.layout.kind != 'segmentor':
         return conversion
     inside = {new: key for new, key in conversion.mapped.items() if new.startswith(BACKBONE)}
     outside = {key: 'neck or head' for new, key in conversion.mapped.items() if new not in inside}

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmseg.datasets import ADE20KDataset
-from torch import nn
+from torch import Tensor
 
-from .checkpoint import read_checkpoint, sha256_of, write_checkpoint
+from .checkpoint import read_checkpoint, sha256_of, write_checkpoint, write_safetensors
 from .conversion import (
+    BACKBONE,
     EMA_KEYS,
     STATE_DICT_KEYS,
     SWAPPED_EMA_KEY,
@@ -24,7 +25,7 @@ from .conversion import (
 )
 from .errors import UserError
 from .launch import load_config
-from .models import build_skeleton, released_model_cfg
+from .models import build_skeleton, released_classifier, released_model_cfg
 from .paths import CONFIGS, PROJECT_ROOT
 
 NOT_WEIGHTS = {
@@ -35,6 +36,9 @@ NOT_WEIGHTS = {
     SWAPPED_EMA_KEY: 'raw weights: mmengine saves the averaged ones as state_dict',
     **dict.fromkeys(STATE_DICT_KEYS, 'weights, but the averaged ones were asked for'),
 }
+
+CLASSIFIERS = ('decode_head.conv_seg.weight', 'head.head.linear.weight')
+"""The tensors with one row a class, of a segmentor and of a classifier."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,13 @@ class Report:
         return '\n'.join(f'{name:<9} {value}' for name, value in rows)
 
     def _next(self) -> str:
+        segmentor = self.conversion.layout.kind == 'segmentor'
         if self.target == 'legacy':
-            return 'load it with mmseg 0.x'
+            return f'load it with {"mmseg 0.x" if segmentor else "the code that it was released with"}'
+        if self.target == 'timm':
+            return f"timm.create_model('recnext_{self.conversion.arch}', checkpoint_path={str(self.destination)!r})"
         config = os.path.relpath(self.config) if self.config else 'CONFIG'
-        if self.conversion.layout.is_segmentor:
+        if segmentor or self.target == 'mmpretrain':
             return shlex.join(['python', _tool('test'), config, str(self.destination)])
         option = f'model.backbone.init_cfg.checkpoint={self.destination}'
         return shlex.join(['python', _tool('train'), config, '--cfg-options', option])
@@ -88,9 +95,9 @@ def convert_file(
 
     Args:
         source: A released segmentor or ImageNet file, one of this project, or safetensors.
-        destination: Where to write.
+        destination: Where to write; safetensors if it is called so, a PyTorch file otherwise.
         config: A config whose network the weights must fit; found from the weights if None.
-        target: ``'mmseg1'`` or ``'legacy'``.
+        target: One of :data:`conversion.TARGETS`.
         ema: Take the averaged weights.
 
     Raises:
@@ -102,21 +109,24 @@ def convert_file(
         raise UserError(f'{destination} is the source itself. Choose another destination.')
     try:
         conversion = convert(get_state_dict(checkpoint, ema), target)
-        network = _expected_segmentor(conversion, config)
-        expected = network if conversion.layout.is_segmentor else network.backbone
-        tensors = {rename(key, target): tensor for key, tensor in expected.state_dict().items()}
-        check_fit(conversion.state_dict, tensors, _described(conversion, config))
+        check_fit(conversion.state_dict, _expected(conversion, config, target), _described(conversion, config))
     except ConversionError as error:
         raise ConversionError(f'{source}: {error}') from None
     digest = sha256_of(source)
-    meta = convert_meta(checkpoint.get('meta'), target, *_classes_of(conversion))
+    segmentor = conversion.layout.kind == 'segmentor'
+    meta = convert_meta(checkpoint.get('meta'), target, *(_classes_of(conversion) if segmentor else ()))
     meta['source'] = dict(file=source.name, sha256=digest, layout=str(conversion.layout), arch=conversion.arch, ema=ema)
     # Clones, so that a file with views of larger storages does not drag these along.
     weights = {key: tensor.clone() for key, tensor in conversion.state_dict.items()}
-    released_imagenet = target == 'legacy' and not conversion.layout.is_segmentor
-    write_checkpoint({'meta': meta, 'model' if released_imagenet else 'state_dict': weights}, destination)
+    if destination.suffix == '.safetensors':
+        write_safetensors(weights, destination, meta['source'])
+    else:
+        key = 'model' if target == 'legacy' and not segmentor else 'state_dict'
+        write_checkpoint({'meta': meta, key: weights}, destination)
     left_out = {**conversion.left_out, **_other_entries(checkpoint, find_weights(checkpoint, ema))}
-    return Report(source, digest, destination, target, conversion, left_out, config or _usual_config(conversion))
+    return Report(
+        source, digest, destination, target, conversion, left_out, config or _usual_config(conversion, target)
+    )
 
 
 def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, str]:
@@ -130,7 +140,7 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
 
     Args:
         meta: As found; what is not of the expected type counts as absent.
-        target: ``'mmseg1'`` or ``'legacy'``.
+        target: See :data:`conversion.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
         num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
     """
     meta = meta if isinstance(meta, Mapping) else {}
@@ -146,21 +156,34 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
     return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
 
 
-def _expected_segmentor(conversion: Conversion, config: str | None) -> nn.Module:
-    """The segmentor that the weights belong to, or belong into, without memory: the config's, or the released one."""
+def _expected(conversion: Conversion, config: str | None, target: str) -> dict[str, Tensor]:
+    """The tensors that there should be, without memory: of the config's network, or of the released one."""
+    kind, arch, classes = conversion.layout.kind, conversion.arch, _classes_of(conversion)
     if config is not None:
-        return build_skeleton(load_config(config).model)
-    if conversion.arch is None:
+        network = build_skeleton(load_config(config).model)
+    elif arch is None:
         raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
-    return build_skeleton(released_model_cfg(conversion.arch, *_classes_of(conversion)))
+    elif kind == 'segmentor':
+        network = build_skeleton(released_model_cfg(arch, *classes))
+    else:
+        network = released_classifier(arch, *classes)
+    # What was converted is a backbone where there was no head, and where the head was left out.
+    whole = kind == 'segmentor' or (kind == 'classifier' and target != 'mmseg1')
+    tensors = network.state_dict()
+    if not whole:
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(BACKBONE)}
+    return {rename(key, target, kind): tensor for key, tensor in tensors.items()}
 
 
 def _classes_of(conversion: Conversion) -> list[int]:
     """How many classes the head has, as a list of one; empty if there is no head."""
-    classifier = conversion.state_dict.get('decode_head.conv_seg.weight')
-    if classifier is not None and not classifier.numel():
-        raise ConversionError('decode_head.conv_seg.weight has no classes.')
-    return [] if classifier is None else [classifier.shape[0]]
+    for key in CLASSIFIERS:
+        classifier = conversion.state_dict.get(key)
+        if classifier is not None:
+            if not classifier.numel():
+                raise ConversionError(f'{key} has no classes.')
+            return [classifier.shape[0]]
+    return []
 
 
 def _described(conversion: Conversion, config: str | None) -> str:
@@ -168,9 +191,11 @@ def _described(conversion: Conversion, config: str | None) -> str:
     return f'{config}; {found}' if config else f'the released {conversion.arch}; {found}'
 
 
-def _usual_config(conversion: Conversion) -> str | None:
+def _usual_config(conversion: Conversion, target: str) -> str | None:
     """A config of this project for such weights; None if there is none."""
-    if _classes_of(conversion) not in ([], [150]):
-        return None
-    found = sorted(CONFIGS.glob(f'fpn_recnext-{conversion.arch}_*.py'))
+    classes = _classes_of(conversion)
+    if target == 'mmpretrain':
+        found = sorted(CONFIGS.glob(f'recnext-{conversion.arch}_*_in1k.py')) if classes == [1000] else []
+    else:
+        found = sorted(CONFIGS.glob(f'fpn_recnext-{conversion.arch}_*.py')) if classes in ([], [150]) else []
     return str(found[0]) if found else None

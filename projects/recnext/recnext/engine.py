@@ -14,8 +14,8 @@ from torch import nn
 
 from .allocation import keep_freed_memory
 from .backbone import pair_downsampling
+from .deployable import FUSE, DeployableModel
 from .errors import UserError
-from .segmentor import FUSE, FastEncoderDecoder
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -34,7 +34,8 @@ class Bfloat16OptimWrapper(OptimWrapper):
 
 def use_bfloat16(cfg: Config) -> None:
     """Set a config to train in mixed precision; in place."""
-    cfg.optim_wrapper = dict(type='Bfloat16OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)
+    kept = {key: cfg.optim_wrapper[key] for key in cfg.optim_wrapper if key not in ('dtype', 'loss_scale')}
+    cfg.optim_wrapper = dict(kept, type='Bfloat16OptimWrapper')
 
 
 @HOOKS.register_module()
@@ -56,28 +57,28 @@ DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
 def deploy(
-    segmentor: FastEncoderDecoder,
+    model: DeployableModel,
     fuse: str = 'all',
     precision: str = 'fp32',
     channels_last: bool = True,
     compile: bool = False,
 ) -> None:
-    """Bring a segmentor into the form in which it is fastest, in place; the arguments are those of DeployHook."""
+    """Bring a model into the form in which it is fastest, in place; the arguments are those of DeployHook."""
     keep_freed_memory()
-    segmentor.eval()
-    segmentor.switch_to_deploy(fuse)
-    pair_downsampling(segmentor)
-    segmentor.set_format(DTYPES[precision], channels_last)
+    model.eval()
+    model.switch_to_deploy(fuse)
+    pair_downsampling(model)
+    model.set_format(DTYPES[precision], channels_last)
     if compile:
-        segmentor.network = torch.compile(segmentor.network)
+        model.network = torch.compile(model.network)
 
 
 @HOOKS.register_module()
 class DeployHook(Hook):
-    """Brings the segmentor into the form in which it is fastest before testing; a FastEncoderDecoder.
+    """Brings the model into the form in which it is fastest before testing; a DeployableModel.
 
     Args:
-        fuse: See :meth:`segmentor.FastEncoderDecoder.switch_to_deploy`.
+        fuse: See :meth:`deployable.DeployableModel.switch_to_deploy`.
         precision: Name of the dtype of weights and activations, one of :data:`DTYPES`.
         channels_last: Keep weights and activations in channels-last order.
         compile: Compile the network with torch.compile. It takes a minute or more when the first images come.
@@ -99,16 +100,43 @@ class DeployHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Fold, convert and compile the network that was loaded."""
-        segmentor = runner.model
-        while hasattr(segmentor, 'module'):  # inside wrappers: distributed, test-time augmentation
-            segmentor = segmentor.module
-        if not isinstance(segmentor, FastEncoderDecoder):
-            raise UserError(f'DeployHook needs model.type FastEncoderDecoder; found {type(segmentor).__name__}.')
-        deploy(segmentor, self.fuse, self.precision, self.channels_last, self.compile)
+        model = runner.model
+        while hasattr(model, 'module'):  # inside wrappers: distributed, test-time augmentation
+            model = model.module
+        if not isinstance(model, DeployableModel):
+            raise UserError(
+                f'DeployHook needs model.type FastEncoderDecoder or RecNeXtClassifier; found {type(model).__name__}.'
+            )
+        deploy(model, self.fuse, self.precision, self.channels_last, self.compile)
         runner.logger.info(
             f'Network: {self.precision}, folded: {self.fuse}, '
             f'{"channels last" if self.channels_last else "contiguous"}{", compiled" if self.compile else ""}.'
         )
+
+
+@HOOKS.register_module()
+class AdaptiveClipHook(Hook):
+    """Clips gradients in training relative to the weights that they belong to.
+
+    Brock et al., High-Performance Large-Scale Image Recognition Without Normalization
+    (https://arxiv.org/abs/2102.06171), as timm does it. It works with any OptimWrapper that does not scale the loss.
+
+    Args:
+        clip_factor: The most that a gradient's norm may be of its weight's.
+    """
+
+    def __init__(self, clip_factor: float = 0.01) -> None:
+        self.clip_factor = clip_factor
+
+    def before_train(self, runner: Runner) -> None:
+        """Clip before every step of the optimizer."""
+        from timm.utils.agc import adaptive_clip_grad
+
+        def clip(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            for group in optimizer.param_groups:
+                adaptive_clip_grad(group['params'], self.clip_factor)
+
+        runner.optim_wrapper.optimizer.register_step_pre_hook(clip)
 
 
 @HOOKS.register_module()
@@ -129,14 +157,14 @@ class CompileHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compile backbone, neck and head, each on its own."""
-        segmentor = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        compile_for_training(segmentor)
+        compile_for_training(runner.model.module if is_model_wrapper(runner.model) else runner.model)
 
 
-def compile_for_training(segmentor: FastEncoderDecoder, **options: str) -> None:
-    """Compile the parts of a segmentor, in place, with options of torch.compile."""
-    for name, part in segmentor.parts().items():
-        if name != 'head':
+def compile_for_training(model: DeployableModel, **options: str) -> None:
+    """Compile the parts of a model, in place, with options of torch.compile."""
+    for name, part in model.parts().items():
+        if name == 'head':
+            # Heads call their own forward method, past the compiled call.
+            part.forward = torch.compile(part.forward, **options)
+        else:
             part.compile(**options)
-    # Heads call their own forward method, past the compiled call.
-    segmentor.decode_head.forward = torch.compile(segmentor.decode_head.forward, **options)

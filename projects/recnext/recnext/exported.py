@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from .checkpoint import sha256_of
 from .errors import UserError
-from .launch import check_checkpoint, load_config, make_folder
+from .launch import check_checkpoint, load_segmentor_config, make_folder
 from .models import build_without_weights
 from .released import find_checkpoint, find_release
 from .segmentor import FastEncoderDecoder
@@ -105,7 +105,7 @@ def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | Non
     Raises:
         UserError: no such config or checkpoint, or one that does not fit the other.
     """
-    cfg = load_config(config, cfg_options)
+    cfg = load_segmentor_config(config, cfg_options)
     checkpoint = str(find_checkpoint(checkpoint))
     weights = check_checkpoint(cfg, checkpoint)
     original, folded = (build_without_weights(cfg.model) for _ in range(2))

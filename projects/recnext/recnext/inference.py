@@ -20,7 +20,7 @@ from .converter import convert_meta
 from .engine import deploy
 from .errors import UserError
 from .image_reading import ImageError, read_image
-from .launch import check_checkpoint, load_config, named_classes, test_set
+from .launch import check_checkpoint, load_segmentor_config, named_classes, test_set
 from .models import build_without_weights
 from .overlay import draw_overlay
 from .released import find_checkpoint
@@ -116,7 +116,7 @@ class Predictor:
         compile: bool = False,
         cfg_options: dict | None = None,
     ) -> None:
-        cfg = load_config(config, cfg_options)
+        cfg = load_segmentor_config(config, cfg_options)
         checkpoint = str(find_checkpoint(str(checkpoint)))
         content = check_checkpoint(cfg, checkpoint)
         self.segmentor = build_without_weights(cfg.model)

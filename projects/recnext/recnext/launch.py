@@ -13,14 +13,14 @@ from mmseg.registry import DATASETS, TRANSFORMS
 
 from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
+from .deployable import DeployableModel
 from .distributed import joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
-from .models import build_skeleton
+from .models import build_skeleton, is_classifier
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
 from .released import find_checkpoint, find_released_config
-from .segmentor import FastEncoderDecoder
 
 SPLITS = ('train', 'val', 'test')
 
@@ -65,6 +65,20 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         if loader and not loader.get('num_workers'):
             # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
             loader.persistent_workers = False
+    return cfg
+
+
+def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """As :func:`load_config`, for what works with segmentors only.
+
+    Raises:
+        UserError: also for a config of another kind of model.
+    """
+    cfg = load_config(path, cfg_options)
+    if 'decode_head' not in cfg.get('model', {}):
+        raise UserError(
+            f'{path} is no config of a segmentor: its model has no decode_head. This works with those only.'
+        )
     return cfg
 
 
@@ -233,9 +247,13 @@ def test(
     add_hook(cfg, 'DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
     if batch_size:
         cfg.test_dataloader.batch_size = batch_size
+    classifier = is_classifier(build_skeleton(cfg.model))
+    if out and classifier:
+        raise UserError('--out saves label maps, and a classifier makes none. --show-dir saves pictures.')
     if show or show_dir:
-        cfg.default_hooks.visualization.update(draw=True, interval=1, show=show, wait_time=wait_time)
-    if show_dir:
+        drawing = dict(enable=True, out_dir=show_dir) if classifier else dict(draw=True)
+        cfg.default_hooks.visualization.update(interval=1, show=show, wait_time=wait_time, **drawing)
+    if show_dir and not classifier:
         cfg.visualizer.picture_dir = show_dir
     if tta:
         if 'tta_pipeline' not in cfg:
@@ -281,13 +299,14 @@ def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> 
     Raises:
         UserError: there are no images, images without an annotation, or annotations for other classes.
     """
-    num_classes = build_skeleton(cfg.model).num_classes
+    model = build_skeleton(cfg.model)
+    check = check_image_folders if is_classifier(model) else check_dataset
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _leaves(loader.dataset) if loader else ():
             root = data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root
             dataset.data_root = str(root)
-            check_dataset(dataset, split, num_classes)
+            check(dataset, split, model.num_classes)
 
 
 def check_dataset(dataset: ConfigDict, split: str, num_classes: int) -> None:
@@ -348,6 +367,30 @@ def check_labels(info: dict, num_classes: int) -> None:
         )
 
 
+def check_image_folders(dataset: ConfigDict, split: str, num_classes: int) -> None:
+    """Make sure that a dataset in ImageNet's layout is there, with a folder of images for each class.
+
+    Raises:
+        UserError: naming the folder that is missing or empty, or how many there are.
+    """
+    built = DATASETS.build({**dataset, '_scope_': 'mmpretrain', 'pipeline': [], 'lazy_init': True})
+    folder = Path(built.img_prefix)
+    advice = '\n  Name the folder that holds train/ and val/ with --data-root.'
+    if not folder.is_dir():
+        raise UserError(f'The {split} set is not at {folder}, which does not exist.{advice}')
+    if built.ann_file:
+        return  # a list of files and classes, which mmpretrain reads
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if len(classes) != num_classes:
+        raise UserError(
+            f'{folder} has {len(classes)} folders, and the network {num_classes} classes: expected one folder each. '
+            f'For other classes set model.head.num_classes.{advice}'
+        )
+    empty = [path for path in classes if not any(built.is_valid_file(file.name) for file in path.rglob('*'))]
+    if empty:
+        raise UserError(f'{len(empty)} folders of the {split} set have no images, such as {empty[0]}')
+
+
 def test_set(cfg: Config) -> ConfigDict:
     """The dataset of a config that is tested, the first one if there are several.
 
@@ -401,14 +444,14 @@ def check_checkpoint(cfg: Config, checkpoint: str, other_classes: bool = False) 
         UserError: it cannot be read, or does not fit.
     """
     content = read_checkpoint(find_checkpoint(checkpoint))
-    segmentor = build_skeleton(cfg.model)
-    if not isinstance(segmentor, FastEncoderDecoder):
+    model = build_skeleton(cfg.model)
+    if not isinstance(model, DeployableModel):
         raise UserError(
-            f'model.type is {type(segmentor).__name__}, which would load weights that do not fit and only log it. '
-            'Use FastEncoderDecoder, which refuses them and gives the same label maps.'
+            f'model.type is {type(model).__name__}, which would load weights that do not fit and only log it. '
+            'Use FastEncoderDecoder, which refuses them and gives the same label maps, or RecNeXtClassifier.'
         )
     try:
-        segmentor.fit(content, other_classes)
+        model.fit(content, other_classes)
     except ConversionError as error:
         raise ConversionError(f'{checkpoint}: {error}') from None
     return content

@@ -9,7 +9,9 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from .archs import ARCHS
+from .backbone import RecNeXt
 from .errors import UserError
+from .heads import TwoBranchHead
 from .paths import CONFIGS
 
 
@@ -25,6 +27,11 @@ def build_skeleton(model_cfg: dict) -> nn.Module:
             return MODELS.build(model_cfg)
     except (TypeError, KeyError, AssertionError) as error:
         raise UserError(f'The model of the config cannot be built: {error}') from None
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether this is a classifier of MMPretrain, without importing it."""
+    return getattr(model, 'kind', None) == 'classifier'
 
 
 def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
@@ -43,3 +50,13 @@ def released_model_cfg(arch: str, num_classes: int = 150) -> dict:
     model_cfg.neck.in_channels = list(ARCHS[arch]['channels'])
     model_cfg.decode_head.num_classes = num_classes
     return model_cfg
+
+
+def released_classifier(arch: str, num_classes: int = 1000) -> nn.Module:
+    """Backbone and head of the released ImageNet network of one variant, on the ``meta`` device.
+
+    Its state dict has the names of the mmpretrain form.
+    """
+    with torch.device('meta'):
+        head = TwoBranchHead(ARCHS[arch]['channels'][-1], num_classes)
+        return nn.ModuleDict(dict(backbone=RecNeXt(arch), head=head))

@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from torch import distributed, nn
 
 from .engine import compile_for_training, use_bfloat16
-from .launch import load_config
+from .launch import load_segmentor_config
 from .measurement import Stopwatch, find_device, peak_memory, reset_peak
 from .models import build_without_weights
 
@@ -52,7 +52,7 @@ def benchmark_training(
     """
     where = find_device(device)
     on_gpu = where.type == 'cuda'
-    cfg = load_config(config, cfg_options)
+    cfg = load_segmentor_config(config, cfg_options)
     init_default_scope('mmseg')
     batch_size = batch_size or cfg.train_dataloader.batch_size
     # One process that talks to itself: NCCL on a GPU.
