@@ -11,10 +11,11 @@ from . import measurement
 from .benchmark_report import describe, draw
 from .checkpoint import write_atomically
 from .errors import UserError
-from .launch import check_checkpoint, load_segmentor_config, make_folder, set_data_root, set_work_dir
+from .launch import check_checkpoint, load_segmentor_config, set_data_root, set_work_dir
 from .models import build_skeleton
 from .released import find_checkpoint
 from .segmentor import FastEncoderDecoder
+from .writing import make_folder
 
 
 def benchmark(

@@ -1,7 +1,5 @@
 """RecNeXt as an image classifier in MMPretrain. Importing this module imports mmpretrain, and registers."""
 
-import re
-
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -13,7 +11,7 @@ from .checkpoint import read_checkpoint
 from .conversion import ConversionError, convert, get_state_dict
 from .deployable import DeployableModel, at_least_single
 from .errors import UserError
-from .heads import TwoBranchHead
+from .heads import CLASSIFIER, TwoBranchHead
 from .released import find_checkpoint
 
 
@@ -28,9 +26,7 @@ class RecNeXtClsHead(TwoBranchHead, ClsHead):
     """
 
     def __init__(self, num_classes: int, in_channels: int, **kwargs: object) -> None:
-        ClsHead.__init__(self, **kwargs)
-        self.num_classes = num_classes
-        self.make_branches(in_channels, num_classes)
+        super().__init__(in_channels, num_classes, **kwargs)
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:
         return super().forward(self.pre_logits(feats))
@@ -49,7 +45,7 @@ class RecNeXtClassifier(DeployableModel, ImageClassifier):
     """
 
     kind = 'classifier'
-    classifier = re.compile(r'head\.head(_dist)?\.linear\.(weight|bias)')
+    classifier = CLASSIFIER
 
     def __init__(self, *args: object, distillation: dict | None = None, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)

@@ -262,6 +262,24 @@ def select_backbone(conversion: Conversion) -> Conversion:
     )
 
 
+def of_other_classes(
+    state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], classifier: re.Pattern
+) -> list[str]:
+    """The tensors that differ from the expected ones in the number of classes, and in nothing else.
+
+    Args:
+        state_dict: What was found.
+        expected: The state dict of the network.
+        classifier: The names of the tensors whose first dimension is the number of classes.
+    """
+    shapes = {
+        key: (tensor.shape, expected[key].shape)
+        for key, tensor in state_dict.items()
+        if key in expected and classifier.fullmatch(key)
+    }
+    return [key for key, (found, wanted) in shapes.items() if found != wanted and found[1:] == wanted[1:]]
+
+
 def check_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Make sure that every expected tensor is there, with its shape and dtype, and no other.
 

@@ -30,11 +30,11 @@ from .exported import (
     format_table,
     load_source,
     peak_memory,
-    written_beside,
 )
 from .launch import named_classes
 from .verification import Model, find_images
 from .verification import verify as verify_saved
+from .writing import written_beside
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel

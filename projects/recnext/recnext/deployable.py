@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .backbone import RecNeXt
 from .checkpoint import read_checkpoint
-from .conversion import check_fit, get_state_dict
+from .conversion import check_fit, get_state_dict, of_other_classes
 from .errors import UserError
 from .folded_fpn import fold_conv_modules
 from .pretrained import StrictlyPretrained, log_loaded
@@ -56,10 +56,8 @@ class DeployableModel(StrictlyPretrained):
         weights, described = self._rename(checkpoint)
         expected = self.state_dict()
         if other_classes:
-            for key in filter(self.classifier.fullmatch, weights.keys() & expected.keys()):
-                found, wanted = weights[key].shape, expected[key].shape
-                if found != wanted and found[1:] == wanted[1:]:
-                    del weights[key], expected[key]
+            for key in of_other_classes(weights, expected, self.classifier):
+                del weights[key], expected[key]
         check_fit(weights, expected, described)
         return weights
 

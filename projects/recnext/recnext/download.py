@@ -8,12 +8,12 @@ from pathlib import Path
 from .checkpoint import read_checkpoint, sha256_of, write_atomically
 from .converter import convert_file
 from .errors import UserError
-from .launch import make_folder
 from .models import build_skeleton, released_model_cfg
 from .paths import CHECKPOINTS, CONFIGS
 from .pretrained import read_pretrained
 from .released import get_release, read_releases
 from .transfer import NotThereError, TransferError, fetch
+from .writing import make_folder
 
 DIGESTS = 'sha256.json'
 """Beside the checkpoints: SHA-256 of each released file, by name, as it was when it was first downloaded."""

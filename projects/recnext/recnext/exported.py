@@ -1,11 +1,9 @@
 """The networks as an exporter takes them: wrappers around a model, captured by torch.export, the model unchanged."""
 
-import contextlib
 import copy
 import resource
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from .checkpoint import sha256_of
 from .errors import UserError
-from .launch import check_checkpoint, load_segmentor_config, make_folder
+from .launch import check_checkpoint, load_segmentor_config
 from .models import build_without_weights
 from .released import find_checkpoint, find_release
 from .segmentor import FastEncoderDecoder
@@ -114,23 +112,6 @@ def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | Non
         segmentor.eval()
     folded.switch_to_deploy(fuse)
     return Source(cfg, config, checkpoint, original, folded)
-
-
-@contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` in the end, and leaves nothing behind after an error.
-
-    Raises:
-        UserError: there is something at ``path``, or it cannot be written.
-    """
-    make_folder(path.parent)
-    try:
-        with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
-            beside = Path(folder) / path.name
-            yield beside
-            beside.rename(path)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error}') from None
 
 
 def check_free(path: Path, suffix: str) -> None:

@@ -1,10 +1,15 @@
 """The classification head of the released ImageNet networks, without which framework it is used in."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 from .backbone import is_foldable
 from .errors import UserError
+
+CLASSIFIER = re.compile(r'head\.head(_dist)?\.linear\.(weight|bias)')
+"""The names of the tensors with one row a class, in every network that calls a :class:`TwoBranchHead` its ``head``."""
 
 
 class NormLinear(nn.Sequential):
@@ -36,17 +41,15 @@ class TwoBranchHead(nn.Module):
     Args:
         channels: C.
         num_classes: Classes of both branches.
+        others: For the class that this is mixed into.
     """
 
     distilled_training = False
     """Whether training gets both branches, each (N, classes), instead of their mean."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.make_branches(channels, num_classes)
-
-    def make_branches(self, channels: int, num_classes: int) -> None:
-        """Two new branches."""
+    def __init__(self, channels: int, num_classes: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
         self.head: nn.Module = NormLinear(channels, num_classes)
         self.head_dist: nn.Module | None = NormLinear(channels, num_classes)
 

@@ -17,10 +17,11 @@ from .deployable import DeployableModel
 from .distributed import joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
-from .models import build_skeleton, is_classifier
+from .models import build_skeleton
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
 from .released import find_checkpoint, find_released_config
+from .writing import make_folder
 
 SPLITS = ('train', 'val', 'test')
 
@@ -68,6 +69,11 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     return cfg
 
 
+def is_segmentor(cfg: Config) -> bool:
+    """Whether the model of a config is a segmentor; otherwise it is a classifier."""
+    return 'decode_head' in cfg.get('model', {})
+
+
 def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     """As :func:`load_config`, for what works with segmentors only.
 
@@ -75,7 +81,7 @@ def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> 
         UserError: also for a config of another kind of model.
     """
     cfg = load_config(path, cfg_options)
-    if 'decode_head' not in cfg.get('model', {}):
+    if not is_segmentor(cfg):
         raise UserError(
             f'{path} is no config of a segmentor: its model has no decode_head. This works with those only.'
         )
@@ -247,13 +253,13 @@ def test(
     add_hook(cfg, 'DeployHook', fuse=fuse, precision=precision, channels_last=channels_last, compile=compile)
     if batch_size:
         cfg.test_dataloader.batch_size = batch_size
-    classifier = is_classifier(build_skeleton(cfg.model))
-    if out and classifier:
+    segmentor = is_segmentor(cfg)
+    if out and not segmentor:
         raise UserError('--out saves label maps, and a classifier makes none. --show-dir saves pictures.')
     if show or show_dir:
-        drawing = dict(enable=True, out_dir=show_dir) if classifier else dict(draw=True)
+        drawing = dict(draw=True) if segmentor else dict(enable=True, out_dir=show_dir)
         cfg.default_hooks.visualization.update(interval=1, show=show, wait_time=wait_time, **drawing)
-    if show_dir and not classifier:
+    if show_dir and segmentor:
         cfg.visualizer.picture_dir = show_dir
     if tta:
         if 'tta_pipeline' not in cfg:
@@ -281,32 +287,20 @@ def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
 
 
-def make_folder(path: str | Path) -> None:
-    """Make a folder to write in.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'{path} cannot be made a folder to write in: {error.strerror}') from None
-
-
 def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> None:
     """Point the datasets of ``splits`` at ``data_root``, or at where the config's own is found, and check them.
 
     Raises:
         UserError: there are no images, images without an annotation, or annotations for other classes.
     """
-    model = build_skeleton(cfg.model)
-    check = check_image_folders if is_classifier(model) else check_dataset
+    num_classes = build_skeleton(cfg.model).num_classes
+    check = check_dataset if is_segmentor(cfg) else check_image_folders
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _leaves(loader.dataset) if loader else ():
             root = data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root
             dataset.data_root = str(root)
-            check(dataset, split, model.num_classes)
+            check(dataset, split, num_classes)
 
 
 def check_dataset(dataset: ConfigDict, split: str, num_classes: int) -> None:

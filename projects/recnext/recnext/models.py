@@ -29,11 +29,6 @@ def build_skeleton(model_cfg: dict) -> nn.Module:
         raise UserError(f'The model of the config cannot be built: {error}') from None
 
 
-def is_classifier(model: nn.Module) -> bool:
-    """Whether this is a classifier of MMPretrain, without importing it."""
-    return getattr(model, 'kind', None) == 'classifier'
-
-
 def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
     """The network of a config's ``model``, with ``changes`` to it, as its constructors leave it: no file is read."""
     init_default_scope('mmseg')

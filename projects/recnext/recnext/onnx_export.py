@@ -22,12 +22,12 @@ from .exported import (
     format_table,
     load_source,
     peak_memory,
-    written_beside,
 )
 from .exported import check_sizes as check_multiples
 from .launch import named_classes
 from .verification import Model, find_images
 from .verification import verify as verify_saved
+from .writing import written_beside
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 

@@ -27,8 +27,8 @@ from .checkpoint import write_atomically
 from .errors import UserError
 from .inference import Prediction, Predictor, list_areas
 from .inputs import Input, Inputs
-from .launch import make_folder
 from .video import predict_video
+from .writing import make_folder
 
 
 class Outputs:

@@ -1,7 +1,5 @@
 """Pictures of single objects in the layout of ImageNet, cut out of the procedural scenes: to try a classifier."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from numpy.random import Generator
 
 from .errors import UserError
 from .sample_scenes import JPEG_QUALITY, LABELS, make_scene
+from .writing import written_beside
 
 OBJECTS = ('bed', 'boat', 'building', 'cabinet', 'car', 'person', 'sofa', 'tree')
 """The classes, each a folder."""
@@ -42,17 +41,11 @@ def write_objects(root: str | Path, training: int, validation: int, seed: int = 
     root = Path(root)
     if root.exists():
         raise UserError(f'{root} is there already. Remove it, or choose another folder.')
-    beside = root.with_name(f'.{root.name}.{os.getpid()}.partial')
-    try:
+    with written_beside(root) as beside:
         for split, number in zip(SPLITS, (training, validation)):
             for name in OBJECTS:
                 (beside / split / name).mkdir(parents=True)
             _write_split(beside / split, number, np.random.default_rng([seed, SPLITS.index(split)]))
-        beside.rename(root)
-    except OSError as error:
-        raise UserError(f'{root} cannot be written: {error}') from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return f'{root}: {training} training and {validation} validation pictures of each of {len(OBJECTS)} classes.'
 
 

@@ -6,8 +6,6 @@ from one seeded generator a picture, so the same seed gives the same bytes.
 """
 
 import colorsys
-import os
-import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.random import Generator
 
 from .errors import UserError
+from .writing import written_beside
 
 LABELS = dict(
     wall=1, building=2, sky=3, floor=4, tree=5, ceiling=6, road=7, bed=8, windowpane=9, grass=10, cabinet=11,
@@ -423,10 +422,9 @@ def write_dataset(root: str | Path, training: int, validation: int, seed: int = 
     root = Path(root)
     if root.exists():
         raise UserError(f'{root} is there already. Remove it, or choose another folder.')
-    beside = root.with_name(f'.{root.name}.{os.getpid()}.partial')
     numbers = dict(zip(SPLITS, (training, validation)))
-    jobs = [(beside, split, index, seed) for split in SPLITS for index in range(numbers[split])]
-    try:
+    with written_beside(root) as beside:
+        jobs = [(beside, split, index, seed) for split in SPLITS for index in range(numbers[split])]
         for part in PARTS:
             for split in SPLITS:
                 (beside / part / split).mkdir(parents=True)
@@ -435,11 +433,6 @@ def write_dataset(root: str | Path, training: int, validation: int, seed: int = 
             counts = dict.fromkeys(SPLITS, np.zeros(max(LABELS.values()) + 1, int))
             for split, pixels in track(results, 'Drawing scenes', total=len(jobs)):
                 counts[split] = counts[split] + pixels
-        beside.rename(root)
-    except OSError as error:
-        raise UserError(f'{root} cannot be written: {error}') from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     name, miou = best_constant(counts['validation'])
     return (
         f'{root}: {training} training and {validation} validation scenes of {len(LABELS)} classes. '

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from .archs import ARCHS, STAGES
 from .backbone import RecNeXt
 from .checkpoint import read_checkpoint
-from .conversion import check_fit, convert, detect_layout, get_state_dict
+from .conversion import HEAD, check_fit, convert, detect_layout, get_state_dict, of_other_classes
 from .errors import UserError
-from .heads import TwoBranchHead
+from .heads import CLASSIFIER, TwoBranchHead
 from .released import read_releases
 
 logger = logging.getLogger(__name__)
 
 FIRST_CONV = 'stem.0.conv.weight'
-CLASSIFIERS = ('head.head.linear', 'head.head_dist.linear')
 
 
 class TimmRecNeXt(RecNeXt):
@@ -141,8 +140,6 @@ class TimmRecNeXt(RecNeXt):
         if isinstance(self.head, TwoBranchHead):
             self.head.switch_to_deploy()
 
-    fuse = switch_to_deploy
-
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         """Takes the weights of a classifier in any form, as released or of mmpretrain."""
         mine = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
@@ -166,11 +163,10 @@ class TimmRecNeXt(RecNeXt):
         own = self.state_dict()
         if self.in_chans != 3:
             weights[FIRST_CONV] = adapt_input_conv(self.in_chans, weights[FIRST_CONV])
-        left_out = []
         if self.num_classes == 0:
-            left_out = [key for key in weights if key.startswith('head.')]
-        elif weights[f'{CLASSIFIERS[0]}.bias'].shape != own[f'{CLASSIFIERS[0]}.bias'].shape:
-            left_out = [key for key in weights if key.startswith(CLASSIFIERS)]
+            left_out = [key for key in weights if key.startswith(HEAD)]
+        else:
+            left_out = of_other_classes(weights, own, CLASSIFIER)
         for key in left_out:
             del weights[key]
         check_fit(weights, {key: own[key] for key in own if key not in left_out}, f'this {type(self).__name__}')
@@ -190,7 +186,7 @@ def _cfg(**kwargs: object) -> dict:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         first_conv='stem.0.conv',
-        classifier=CLASSIFIERS,
+        classifier=('head.head.linear', 'head.head_dist.linear'),
         license='apache-2.0',
         origin_url='https://github.com/suous/RecNeXt',
         paper_ids='arXiv:2412.19628',
@@ -202,12 +198,12 @@ def _cfg(**kwargs: object) -> dict:
 
 def _default_cfgs() -> dict:
     """Two sets of weights a variant: distilled, the default, and not."""
+    urls = {release['name']: release['url'] for release in read_releases()}
     cfgs = {}
     for tag, suffix in (('dist_300e_in1k', 'distill_300e'), ('base_300e_in1k', 'without_distill_300e')):
-        for release in read_releases():
-            if release['task'] == 'classification' and release['name'] == f'recnext_{release["arch"]}_{suffix}':
-                name = f'recnext_{release["arch"]}.{tag}'
-                cfgs[name] = _cfg(hf_hub_id=f'suous/{name}', hf_hub_filename='model.safetensors', url=release['url'])
+        for arch in ARCHS:
+            name, url = f'recnext_{arch}.{tag}', urls[f'recnext_{arch}_{suffix}']
+            cfgs[name] = _cfg(hf_hub_id=f'suous/{name}', hf_hub_filename='model.safetensors', url=url)
     return cfgs
 
 
