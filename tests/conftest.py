@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from playwright.sync_api import Browser, sync_playwright
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +116,18 @@ def released(tmp_path_factory, formula_weights) -> Callable[[str], Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope='session')
+def browser() -> Iterator[Browser]:
+    """A real browser without a window, for pages; the tests are skipped, by name, where there is none."""
+    program = shutil.which('chromium') or shutil.which('google-chrome')
+    if program is None:
+        pytest.skip('needs a browser, which is not there: apt-get install chromium')
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
 
 
 def golden_input(height: int, width: int) -> torch.Tensor:
