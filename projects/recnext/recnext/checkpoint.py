@@ -241,9 +241,12 @@ def remove_partial_files(folder: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def numbered_checkpoints(folder: str | Path) -> list[Path]:
+    """The files ``iter_N.pth`` or ``epoch_N.pth`` in a work dir, the highest N first."""
+    found = [(int(match[1]), path) for path in Path(folder).glob('*.pth') if (match := NUMBERED.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
 def find_newest_checkpoint(folder: str | Path) -> str | None:
-    """The ``iter_N.pth`` or ``epoch_N.pth`` with the highest N in a work dir; None if there is none."""
-    numbered = [
-        (int(match[1]), path) for path in Path(folder).glob('*.pth') if (match := NUMBERED.fullmatch(path.name))
-    ]
-    return str(max(numbered)[1]) if numbered else None
+    """The numbered checkpoint of a work dir with the highest number; None if there is none."""
+    return next(map(str, numbered_checkpoints(folder)), None)

@@ -18,6 +18,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=10, save_best='accuracy/top1', max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite_loss=dict(type='FiniteLossHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=2048)
