@@ -89,13 +89,13 @@ def resnet_cfg(classes=7, align_corners=False, mode='whole', backbone='ResNetV1c
 
 
 @torch.no_grad()
-def initialise(model, seed=0):
+def initialise(model, seed=0, gain=0.7):
     """Statistics as training leaves them, and logits among which every class wins somewhere."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             # Less than usual: the recursion of RecNeXt adds up, and float16 is to hold the sums.
-            nn.init.kaiming_normal_(module.weight).mul_(0.7)
+            nn.init.kaiming_normal_(module.weight).mul_(gain)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, -0.2, 0.2)
     randomise_norms(model, seed)

@@ -73,7 +73,7 @@ class RecNeXtClassifier(DeployableModel, ImageClassifier):
 
     def predict(self, inputs: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
         """Scores and the most likely class of each image."""
-        return self.head._get_predictions(self.network(inputs), data_samples)
+        return self.head._get_predictions(self.in_range(self.network(inputs)), data_samples)
 
     def _rename(self, checkpoint: dict) -> tuple[dict[str, Tensor], str]:
         """The weights in a released ImageNet file, of timm or of mmpretrain.

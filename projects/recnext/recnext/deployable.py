@@ -120,6 +120,19 @@ class DeployableModel(StrictlyPretrained):
             part.to(dtype=dtype, memory_format=layout)
         self._input_format = dict(dtype=dtype, memory_format=layout)
 
+    def in_range(self, logits: Tensor) -> Tensor:
+        """The logits as they are, unless float16 could not hold what led to them.
+
+        Raises:
+            UserError: they are not finite, in float16. The recursion of RecNeXt is known to overflow in it.
+        """
+        if self._input_format and self._input_format['dtype'] is torch.float16 and not logits.isfinite().all():
+            raise UserError(
+                'float16 cannot hold the activations of this network: its scores are not finite. '
+                'Use bfloat16 (--precision bf16) or float32 (--precision fp32).'
+            )
+        return logits
+
     _input_format: dict | None = None
 
     def extract_feat(self, inputs: Tensor, *args: object, **kwargs: object) -> Sequence[Tensor]:

@@ -106,7 +106,7 @@ class FastEncoderDecoder(DeployableModel, EncoderDecoder):
         else:
             logits, steps = self.inference(inputs, known), ()
         predictions = []
-        for index, single in enumerate(logits):
+        for index, single in enumerate(self.in_range(logits)):
             sample = data_samples[index] if data_samples else SegDataSample()
             path = (*steps, _to_original(metas[index], self.align_corners)) if metas else steps
             predictions.append(self._predict_one(single, path, sample))
