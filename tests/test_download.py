@@ -16,7 +16,7 @@ from conftest import ROOT, assert_user_error, config_of, run_tool
 from misbehaving import CUTS_AFTER, misbehaving_server
 
 from projects.recnext.recnext import transfer
-from projects.recnext.recnext.checkpoint import download, read_checkpoint
+from projects.recnext.recnext.checkpoint import download, read_checkpoint, write_checkpoint
 from projects.recnext.recnext.converter import convert_file
 from projects.recnext.recnext.download import addresses, download_release
 from projects.recnext.recnext.errors import UserError
@@ -143,10 +143,12 @@ def test_nobody_listens(server):
         ('gopher://127.0.0.1/a.pth', 'unknown url type'),
         ('http://127.0.0.1:notaport/a.pth', 'nonnumeric port'),
         ('file:///no/such/file.pth', 'there is no such file'),
+        ('http://127.0.0.1', 'names no file'),
+        ('http://127.0.0.1/folder/..', 'names no file'),
     ],
 )
 def test_addresses_that_lead_nowhere(server, url, words):
-    with pytest.raises(TransferError, match=words):
+    with pytest.raises(UserError, match=words):
         download(url)
 
 
@@ -198,6 +200,25 @@ def test_arrived_whole_but_not_put_in_place(server, tmp_path):
     assert not (tmp_path / 'new.pth').exists() and len(server.requests) == 1
     fetch(f'{server.url}/new.pth', tmp_path / 'new.pth')
     assert (tmp_path / 'new.pth').read_bytes() == CONTENT and len(server.requests) == 1
+
+
+@pytest.mark.parametrize('fault', ['none', 'chunked'])
+def test_more_than_any_checkpoint_has_is_refused(server, tmp_path, monkeypatch, fault):
+    """By the length that is said, and, where none is, in the middle."""
+    monkeypatch.setattr(transfer, 'LARGEST', len(CONTENT) - 1)
+    server.script = [fault]
+    with pytest.raises(TransferError, match='is refused: more than'):
+        fetch(f'{server.url}/new.pth', tmp_path / 'new.pth')
+    assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['new.pth.lock']
+
+
+def test_one_name_at_two_addresses_is_two_files(server, tmp_path):
+    for number in (1, 2):
+        write_checkpoint({'weight': torch.tensor(number)}, tmp_path / 'of.pth')
+        server.files[f'/{number}/of.pth'] = (tmp_path / 'of.pth').read_bytes()
+    for number in (1, 2, 1):
+        assert read_checkpoint(download(f'{server.url}/{number}/of.pth'))['weight'] == number
+    assert len(server.requests) == 2
 
 
 def test_a_full_disk_is_said(server, tmp_path, monkeypatch):

@@ -77,10 +77,15 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
 def download(url: str) -> Path:
     """The checkpoint at an address, in torch.hub's cache; one process fetches it if it is not there yet.
 
+    Each address has a folder of its own there: files of one name from two places are two files.
+
     Raises:
         UserError: it cannot be had, or is no checkpoint.
     """
-    place = Path(torch.hub.get_dir(), 'checkpoints', PurePosixPath(urlparse(url).path).name)
+    name = PurePosixPath(urlparse(url).path).name
+    if name in ('', '..'):
+        raise CheckpointError(f'{url} names no file; expected the address of a checkpoint.')
+    place = Path(torch.hub.get_dir(), 'checkpoints', hashlib.sha256(url.encode()).hexdigest()[:16], name)
     fetch(url, place, _place_readable)
     return place
 

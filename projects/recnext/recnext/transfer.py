@@ -35,6 +35,9 @@ TIMEOUT = 30
 FIRST_WAIT, LONGEST_WAIT = 1, 60
 """Seconds between attempts; each wait is twice the one before, or what the server asks for."""
 
+LARGEST = 4 << 30
+"""Bytes; no network of this kind comes near it, and an answer without end would fill the disk."""
+
 BLOCK = 1 << 20
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 NOT_THERE = (404, 410)
@@ -128,6 +131,7 @@ def _receive(url: str, arriving: Path, show: Show) -> None:
         headers |= {'Range': f'bytes={start}-', 'If-Range': note['validator']}
     with _open(url, headers, arriving) as response:
         size, validator = _length(url, response.headers), _validator(response.headers)
+        _refuse_larger(url, size or 0, arriving)
         if response.status == http.client.PARTIAL_CONTENT:
             if (_content_range(response.headers), validator) != ((start, note.get('size')), note.get('validator')):
                 _discard(arriving)
@@ -141,11 +145,18 @@ def _receive(url: str, arriving: Path, show: Show) -> None:
             file.seek(start)
             show(start, size)
             while block := _read(response):
+                _refuse_larger(url, file.tell() + len(block), arriving)
                 file.write(block)
                 file.flush()
                 show(file.tell(), size)
     if size is not None and _size(arriving) != size:
         raise _FaultError(f'the connection ended after {_size(arriving)} of {size} bytes')
+
+
+def _refuse_larger(url: str, size: int, arriving: Path) -> None:
+    if size > LARGEST:
+        _discard(arriving)
+        raise TransferError(f'{url} is refused: more than {LARGEST / 2**30:g} GiB, which no checkpoint here needs.')
 
 
 def _open(url: str, headers: dict[str, str], arriving: Path) -> BinaryIO:
