@@ -86,7 +86,7 @@ def write_report(work_dirs: Sequence[str | Path], out: str | Path | None = None)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of paths, as many as it takes to tell them apart.
+    """The last parts of paths, as many as it takes to tell them apart; of a log its folder at least.
 
     Raises:
         UserError: one is there twice.
@@ -95,10 +95,11 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     twice = next((path for path, part in zip(paths, parts) if parts.count(part) > 1), None)
     if twice is not None:
         raise UserError(f'{twice} is named twice; expected different runs to compare.')
-    length = 1
-    while len({part[-length:] for part in parts}) < len(parts):
-        length += 1
-    return ['/'.join(part[-length:]) for part in parts]
+    least = [2 if path.is_file() else 1 for path in paths]
+    for more in itertools.count():
+        names = ['/'.join(part[-number - more :]) for part, number in zip(parts, least)]
+        if len(set(names)) == len(names):
+            return names
 
 
 def render(names: Sequence[str], runs: Sequence[Run]) -> str:

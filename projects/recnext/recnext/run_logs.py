@@ -121,20 +121,25 @@ class Scalars:
             raise UserError(f'{self.path} cannot be read: {error.strerror}') from None
         with file:
             for text in file:
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
+                line = _parse(text)
+                if 'env_info' in line or 'exp_name' in line:
+                    self.meta = line
+                    continue
+                step = line.get('iter' if line.get('mode') == 'train' else 'step', reached)
+                if not line or not isinstance(step, int) or not _is_number(step):
                     self.unreadable += bool(text.strip())
                     continue
-                if not isinstance(line, dict):
-                    self.unreadable += 1
-                elif 'env_info' in line or 'exp_name' in line:
-                    self.meta = line
-                else:
-                    step = line.get('iter' if line.get('mode') == 'train' else 'step', reached)
-                    if isinstance(step, int) and _is_number(step):
-                        reached = max(reached, step) if 'loss' in line else reached
-                        yield max(reached, step), line
+                reached = max(reached, step) if 'loss' in line else reached
+                yield max(reached, step), line
+
+
+def _parse(text: str) -> dict:
+    """A line of a log; empty if it is something else."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def _is_number(value: object) -> bool:
@@ -267,5 +272,5 @@ def _take_surroundings(run: Run, starts: list[Path]) -> None:
 def parse_environment(text: str) -> dict[str, str]:
     """Names and values of mmengine's or 0.x's description of the environment, without how PyTorch was compiled."""
     # Bullets are PyTorch's compiling details; a time begins a line of the log itself.
-    rows = re.findall(r'^ *(?!\d{4}/|-)([A-Za-z][\w ./-]*?): (\S.*)$', text, re.MULTILINE)
+    rows = re.findall(r'^ *(?!\d{4}/|-)([A-Za-z][\w ,./-]*?): (\S.*)$', text, re.MULTILINE)
     return {name: value.strip() for name, value in rows if name != 'PyTorch compiling details'}
