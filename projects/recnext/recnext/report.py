@@ -52,7 +52,8 @@ SEGMENTS, LEAST_SHARE = 4, 0.01
 PANEL_SIDE = 448
 """The longest side of the pictures in the page, in pixels."""
 
-JPEG_QUALITY = 82
+JPEG_QUALITIES, PICTURE_BYTES = (82, 60, 35), 60_000
+"""The first of them at which a picture takes no more than this; the last for what is all noise."""
 
 DIFF_LINES = 60
 """Up to so many lines a difference of configs is shown from the start."""
@@ -332,7 +333,10 @@ def draw_panels(
 
 
 def _data_uri(picture: np.ndarray) -> str:
-    content = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    for quality in JPEG_QUALITIES:
+        content = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        if len(content) <= PICTURE_BYTES:
+            break
     return 'data:image/jpeg;base64,' + base64.b64encode(content).decode()
 
 
