@@ -386,7 +386,8 @@ def _percent(value: float) -> str:
 
 def _change(value: float) -> str:
     """A difference of shares in points."""
-    return '–' if math.isnan(value) else f'{100 * value:+.2f}'
+    shown = f'{100 * value:+.2f}'
+    return '–' if math.isnan(value) else shown if float(shown) else '0.00'
 
 
 def _data(value: float) -> str:
