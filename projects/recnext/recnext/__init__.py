@@ -6,6 +6,7 @@ repair_stack()
 
 from .backbone import RecNeXt  # noqa: E402  (mmseg can be imported only after the repairs)
 from .engine import Bfloat16OptimWrapper, ChannelsLastHook, CompileHook, DeployHook, ThroughputHook  # noqa: E402
+from .evaluation_record import EvaluationRecord, EvaluationRecordHook  # noqa: E402
 from .finite_loss import FiniteLossHook  # noqa: E402
 from .resume import ResumableSampler, ResumableTrainLoop, SeededDataset  # noqa: E402
 from .segmentor import FastEncoderDecoder, RecNeXtEncoderDecoder  # noqa: E402
@@ -19,6 +20,8 @@ __all__ = [
     'ChannelsLastHook',
     'CompileHook',
     'DeployHook',
+    'EvaluationRecord',
+    'EvaluationRecordHook',
     'FastEncoderDecoder',
     'FiniteLossHook',
     'RecNeXt',

@@ -17,6 +17,7 @@ from .deployable import DeployableModel
 from .distributed import joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
+from .evaluation_record import EvaluationRecordHook
 from .models import build_skeleton
 from .paths import find_path
 from .pretrained import pretrained_files, read_pretrained
@@ -147,6 +148,7 @@ def _run_training(cfg: Config) -> None:
     runner.logger.info(describe_batch(cfg, runner.world_size))
     if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
+    runner.register_hook(EvaluationRecordHook())
     runner.train()
 
 
@@ -273,7 +275,13 @@ def test(
     for folder in filter(None, (cfg.work_dir, out, show_dir)):
         make_folder(folder)
     with joined_processes(cfg):
-        return Runner.from_cfg(cfg).test()
+        return _run_test(cfg)
+
+
+def _run_test(cfg: Config) -> dict[str, float]:
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(EvaluationRecordHook())
+    return runner.test()
 
 
 def add_hook(cfg: Config, kind: str, **arguments: object) -> None:

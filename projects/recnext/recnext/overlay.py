@@ -42,7 +42,7 @@ def draw_overlay(
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
     height, width = image.shape[:2]
-    mixed = cv2.addWeighted(image[..., ::-1], 1 - OPACITY, palette[labels], OPACITY, 0)
+    mixed = mix(image[..., ::-1], palette[labels])
     total = max(width, LEAST_WIDTH)
     text = int(np.clip(total / 50, *TEXT_HEIGHT))
     columns, line = max(1, total // (12 * text)), text * 3 // 2
@@ -60,6 +60,11 @@ def draw_overlay(
             name = name.rstrip('…')[:-1] + '…'
         draw.text((left + text * 3 // 2, top + text // 2), f'{name} {percent}', 'black', font, anchor='lm')
     return picture
+
+
+def mix(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Lay the colours of the classes over an image; both (H, W, 3), uint8, of the same order of channels."""
+    return cv2.addWeighted(image, 1 - OPACITY, colours, OPACITY, 0)
 
 
 @functools.cache
