@@ -1,8 +1,10 @@
 """Images as a viewer shows them, from any common file: 8 bits, BGR, the right way up."""
 
 import io
+import warnings
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -70,6 +72,13 @@ def count_pixels(source: str | Path | bytes) -> int:
             return image.width * image.height
     except Exception:  # read_image will say why
         return 0
+
+
+def quieten() -> None:
+    """Threads of ours instead of OpenCV's, and no word of its or Pillow's about files whose failure is reported."""
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 
 
 def _open(source: str | Path | bytes) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
-from .image_reading import ImageError, count_pixels, read_image
+from .image_reading import ImageError, count_pixels, quieten, read_image
 from .inference import Predictor
 from .measurement import NETWORK, Stopwatch, watch
 from .overlay import OPACITY, format_share, shrink
@@ -72,6 +72,7 @@ def serve(
     """
     if importlib.util.find_spec('gradio') is None:
         raise UserError('The page needs a package that is not installed: pip install gradio')
+    quieten()
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     with listen(host, port) as listening, tempfile.TemporaryDirectory(prefix='recnext-web-demo-') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder

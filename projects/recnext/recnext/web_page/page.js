@@ -28,6 +28,7 @@ function ask(question) {
 
 async function upload(file) {
   if (!file) return;
+  complain('');
   if (file.size > props.max_upload) {
     complain(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; expected at most ${props.max_upload / 1e6}.`);
     return;
