@@ -20,7 +20,7 @@ from .image_reading import ImageError, count_pixels, quieten, read_image
 from .inference import Predictor
 from .measurement import NETWORK, Stopwatch, watch
 from .overlay import OPACITY, format_share, shrink
-from .web_server import listen, serve_page
+from .web_server import ended_by_sigterm, listen, serve_page
 
 if TYPE_CHECKING:
     import gradio
@@ -74,8 +74,12 @@ def serve(
         raise UserError('The page needs a package that is not installed: pip install gradio')
     quieten()
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-    with listen(host, port) as listening, tempfile.TemporaryDirectory(prefix='recnext-web-demo-') as folder:
-        os.environ['GRADIO_TEMP_DIR'] = folder
+    with (
+        ended_by_sigterm(),
+        listen(host, port) as listening,
+        tempfile.TemporaryDirectory(prefix='recnext-web-demo-') as folder,
+    ):
+        os.environ['GRADIO_TEMP_DIR'] = folder  # it makes folders in it and writes nothing
         predictor = Predictor(config, checkpoint, None, fuse, precision, channels_last, compile, cfg_options)
         demo = Demo(predictor, images, max_upload * 10**6, max_pixels * 10**6)
         address = 'http://{}:{}'.format(*listening.getsockname()[:2])

@@ -173,14 +173,13 @@ def serve_page(
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
-    with _ended_by_sigterm(), contextlib.suppress(KeyboardInterrupt):
-        on_start()
-        uvicorn.Server(config).run([listening])
+    on_start()
+    uvicorn.Server(config).run([listening])
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program as its last line does, with all that is to be removed."""
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program as its last line does: what is to be removed at the end is."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         yield
