@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 import sys
@@ -110,10 +111,10 @@ async def _next(first: list[dict], receive: Receive) -> dict:
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
-    # Closing tells a sender who is still at it to stop.
-    headers = [(b'content-type', b'text/plain'), (b'connection', b'close')]
+    # JSON with a detail is what gradio's page shows; closing tells a sender who is still at it to stop.
+    headers = [(b'content-type', b'application/json'), (b'connection', b'close')]
     await send(dict(type='http.response.start', status=status, headers=headers))
-    await send(dict(type='http.response.body', body=f'{reason}.'.encode()))
+    await send(dict(type='http.response.body', body=json.dumps(dict(detail=f'{reason}.')).encode()))
 
 
 def listen(host: str, port: int) -> socket.socket:
