@@ -30,6 +30,7 @@ from playwright.sync_api import Browser, Page, Request
 from tiny import write_tiny
 
 from projects.recnext.recnext import web_demo
+from projects.recnext.recnext.collection import infer
 from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.inference import Predictor
 from projects.recnext.recnext.sample_scenes import make_scene
@@ -122,6 +123,8 @@ def served(folder: Path, *args: object, stop: int = signal.SIGTERM) -> Iterator[
         assert server.errors.read_text() == ''
         assert server.files() == [] and not list(temporary.glob('*web-demo*'))
         assert connections.read_text() == '', 'it talked to others'
+        with socket.create_server(('127.0.0.1', server.port)):  # which is free again
+            pass
     finally:
         process.kill()
         process.wait()
@@ -134,7 +137,8 @@ def tiny(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope='module')
 def tiny_server(tmp_path_factory, tiny) -> Iterator[Server]:
-    with served(tmp_path_factory.mktemp('tiny-server'), *tiny, '--max-upload', '1', '--max-pixels', '1') as server:
+    args = *tiny, '--max-upload', '1', '--max-pixels', '1'
+    with served(tmp_path_factory.mktemp('tiny-server'), *args, stop=signal.SIGINT) as server:  # Ctrl-C
         yield server
 
 
@@ -151,8 +155,7 @@ def inferred(tmp_path_factory) -> Path:
     """What tools/infer.py writes for the three images."""
     folder = tmp_path_factory.mktemp('inferred')
     images = [shared(image) for image in IMAGES]
-    result = run_tool('infer', 'recnext_m3_ade20k', shared(CHECKPOINT), *images, '--out-dir', folder)
-    assert result.returncode == 0, result.stderr
+    infer('recnext_m3_ade20k', shared(CHECKPOINT), images, folder, overlay=False)
     return folder
 
 
@@ -484,7 +487,7 @@ def test_files_of_the_server_cannot_be_handed_in(tiny_server, body):
     _, visit = tiny_server.join(**body)
     _, events = tiny_server.request('GET', f'/gradio_api/queue/data?session_hash={visit}')
     assert Path('/etc/hostname').read_text().strip() not in events.decode()
-    assert '/etc/hostname' not in events.decode() and tiny_server.files() == []
+    assert tiny_server.files() == []
     # Gradio tells whoever has the terminal, and nobody else.
     assert 'not in the cache folder' in tiny_server.errors.read_text() or 'data' in body
     os.truncate(tiny_server.errors, 0)
@@ -508,15 +511,6 @@ def test_it_listens_on_this_machine_only(tiny_server):
 
 
 # The beginning and the end
-
-
-def test_ctrl_c_ends_it_and_frees_the_port(tiny, tmp_path, visit):
-    with served(tmp_path, *tiny, stop=signal.SIGINT) as server:
-        visitor = visit(server)
-        visitor.upload(png(scene(0)))  # and is not waited for
-    visitor.complaints.clear()
-    with socket.create_server(('127.0.0.1', server.port)):
-        pass
 
 
 def test_stopped_before_it_serves_it_leaves_nothing(tiny, tmp_path):

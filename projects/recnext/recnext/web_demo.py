@@ -20,7 +20,7 @@ from .image_reading import ImageError, count_pixels, quieten, read_image
 from .inference import Predictor
 from .measurement import NETWORK, Stopwatch, watch
 from .overlay import OPACITY, format_share, shrink
-from .web_server import ended_by_sigterm, listen, serve_page
+from .web_server import address_of, ended_by_sigterm, listen, serve_page
 
 if TYPE_CHECKING:
     import gradio
@@ -82,12 +82,11 @@ def serve(
         os.environ['GRADIO_TEMP_DIR'] = folder  # it makes folders in it and writes nothing
         predictor = Predictor(config, checkpoint, None, fuse, precision, channels_last, compile, cfg_options)
         demo = Demo(predictor, images, max_upload * 10**6, max_pixels * 10**6)
-        address = 'http://{}:{}'.format(*listening.getsockname()[:2])
         serve_page(
             build_page(demo),
             listening,
             int(demo.max_upload * BASE64) + 10**4,
-            lambda: print(f'Open {address} in a browser. Ctrl-C stops.', flush=True),
+            lambda: print(f'Open {address_of(listening)} in a browser. Ctrl-C stops.', flush=True),
             theme=_theme(),
             css=PAGE_CSS,
         )
@@ -129,18 +128,17 @@ class Demo:
         question = question if isinstance(question, dict) else {}
         answer = dict(number=question.get('number'))
         try:
-            name, content = self._find(question)
-            return answer | self._predict(name, content)
+            return answer | self._predict(*self._find(question))
         except ImageError as error:
             return answer | dict(error=str(error))
         except MemoryError:
             return answer | dict(error='The server has too little memory for this image.')
 
-    def _find(self, question: dict) -> tuple[str, bytes]:
-        """Name and content of the file in question."""
+    def _find(self, question: dict) -> tuple[str, Path | bytes]:
+        """Name of the image in question, and where or what it is."""
         choice, name, content = (question.get(key) for key in ('choice', 'name', 'content'))
         if isinstance(choice, int) and 0 <= choice < len(self.images):
-            return self.images[choice].name, self.images[choice].read_bytes()
+            return self.images[choice].name, self.images[choice]
         if not isinstance(name, str) or not isinstance(content, str):
             raise ImageError('No image arrived.')
         name = Path(name).name[:100] or 'image'
@@ -159,9 +157,9 @@ class Demo:
             )
         return name, content
 
-    def _predict(self, name: str, content: bytes) -> dict:
+    def _predict(self, name: str, source: Path | bytes) -> dict:
         moments = [perf_counter()]
-        pixels = read_image(content, name)
+        pixels = read_image(source, name)
         moments.append(perf_counter())
         prepared = self.predictor.prepare(pixels)
         moments.append(perf_counter())

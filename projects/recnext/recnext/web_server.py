@@ -137,6 +137,12 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def address_of(listening: socket.socket) -> str:
+    """What to open in a browser."""
+    host, port = listening.getsockname()[:2]
+    return f'http://{f"[{host}]" if ":" in host else host}:{port}'
+
+
 def serve_page(
     page: 'gradio.Blocks', listening: socket.socket, most: int, on_start: Callable[[], None], **options: object
 ) -> None:
@@ -169,6 +175,7 @@ def serve_page(
     )
     config = uvicorn.Config(
         Guard(app, most),
+        ws='none',
         log_level='error',
         server_header=False,
         limit_concurrency=CONNECTIONS,
