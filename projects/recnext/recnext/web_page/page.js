@@ -85,6 +85,7 @@ async function show(value) {
   answer = value;
   labels = unpacked;
   find('figure img').src = value.image;
+  find('.layers').style.width = `min(100%, ${80 * value.width / value.height}vh)`; // as large as the window allows
   [find('canvas').width, find('canvas').height] = value.shown;
   URL.revokeObjectURL(find('.download').href);
   find('.download').href = URL.createObjectURL(new Blob([bytes(value.mask)], { type: 'image/png' }));
