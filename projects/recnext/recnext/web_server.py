@@ -77,11 +77,14 @@ class Guard:
         except asyncio.TimeoutError:
             await _refuse(send, 408, f'The upload took more than {PATIENCE} seconds')
         finally:
-            self.held -= sum(map(len, chunks))
+            self._forget(chunks)
 
     async def _read(self, receive: Receive, chunks: list[bytes]) -> tuple[int, str] | None:
-        """Read a body into ``chunks``; the status and the reason if it is refused."""
-        size, more = 0, True
+        """Read a body into ``chunks``; the status and the reason if it is refused.
+
+        One for which there is no room is heard to its end all the same: only then does a browser read what it is told.
+        """
+        size, more, room = 0, True, True
         while more:
             message = await receive()
             if message['type'] == 'http.disconnect':
@@ -90,11 +93,17 @@ class Guard:
             size += len(chunk)
             if size > self.most:
                 return 413, f'More than {self.most / 1e6:.0f} MB'
-            if self.held + len(chunk) > WAITING * self.most:
-                return 503, 'Too many uploads at once; try again in a moment'
-            self.held += len(chunk)
-            chunks.append(chunk)
-        return None
+            if room and self.held + len(chunk) <= WAITING * self.most:
+                self.held += len(chunk)
+                chunks.append(chunk)
+            else:
+                room = False
+                self._forget(chunks)
+        return None if room else (503, 'Too many uploads at once; try again in a moment')
+
+    def _forget(self, chunks: list[bytes]) -> None:
+        self.held -= sum(map(len, chunks))
+        chunks.clear()
 
 
 def is_of_the_page(method: str, path: str) -> bool:
