@@ -19,12 +19,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_user_error, descendants, randomise_norms, run_tool
+from conftest import ROOT, assert_user_error, descendants, run_tool
 from hypothesis import given
 from hypothesis import strategies as st
-from mmengine.config import Config
 from PIL import Image, ImageCms
-from tiny import write_tiny_config
+from tiny import write_tiny, write_tiny_config
 
 from projects.recnext.recnext import collection, inference
 from projects.recnext.recnext.checkpoint import write_checkpoint
@@ -33,7 +32,6 @@ from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.image_reading import ImageError, read_image
 from projects.recnext.recnext.inference import Prediction, Predictor
 from projects.recnext.recnext.inputs import Inputs, find_inputs
-from projects.recnext.recnext.models import build_without_weights
 from projects.recnext.recnext.overlay import draw_overlay
 from projects.recnext.recnext.sample_scenes import make_scene, write_dataset
 
@@ -55,16 +53,7 @@ def save(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory) -> tuple[Path, Path]:
-    """A tiny config, and a checkpoint whose label maps have several classes."""
-    folder = tmp_path_factory.mktemp('tiny')
-    config = write_tiny_config(folder, folder)
-    torch.manual_seed(0)
-    segmentor = build_without_weights(Config.fromfile(config).model)
-    segmentor.init_weights()
-    randomise_norms(segmentor)
-    torch.nn.init.normal_(segmentor.decode_head.conv_seg.weight)
-    write_checkpoint(dict(state_dict=segmentor.state_dict()), folder / 'tiny.pth')
-    return config, folder / 'tiny.pth'
+    return write_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from conftest import SEGMENTOR_CONFIGS
+import torch
+from conftest import SEGMENTOR_CONFIGS, randomise_norms
+from mmengine.config import Config
+
+from projects.recnext.recnext.checkpoint import write_checkpoint
+from projects.recnext.recnext.models import build_without_weights
 
 DEMO_CONFIG = next(path for path in SEGMENTOR_CONFIGS if 'sample-scenes' in path.name)
 
@@ -36,3 +41,15 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, save_b
 {extra}
 """)
     return path
+
+
+def write_tiny(folder: Path) -> tuple[Path, Path]:
+    """Write a tiny config, and a checkpoint whose label maps have several classes."""
+    config = write_tiny_config(folder, folder)
+    torch.manual_seed(0)
+    segmentor = build_without_weights(Config.fromfile(config).model)
+    segmentor.init_weights()
+    randomise_norms(segmentor)
+    torch.nn.init.normal_(segmentor.decode_head.conv_seg.weight)
+    write_checkpoint(dict(state_dict=segmentor.state_dict()), folder / 'tiny.pth')
+    return config, folder / 'tiny.pth'

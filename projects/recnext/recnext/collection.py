@@ -7,19 +7,16 @@ left of the others', which may be slow or dead. Two may then predict the same in
 import functools
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import torch
-from PIL import Image
 
 from .ahead import completed
 from .distributed import Place, end_last, find_place
 from .errors import UserError
-from .image_reading import ImageError, count_pixels
+from .image_reading import ImageError, count_pixels, quieten
 from .inference import Prediction, Predictor, Prepared
 from .inputs import Input, Inputs, find_inputs
 from .outputs import Outputs
@@ -70,7 +67,7 @@ def infer(
             be predicted.
     """
     place = find_place(launcher)
-    _quieten()
+    quieten()
     found = find_inputs(inputs, out_dir)
     gpus = torch.cuda.device_count()
     device = f'cuda:{place.local_rank % gpus}' if gpus else 'cpu'
@@ -92,13 +89,6 @@ def infer(
         summary = outputs.summarise(found, predictor.classes, threads)
     _show(summary, outputs.root)
     return summary
-
-
-def _quieten() -> None:
-    """Threads of ours instead of OpenCV's, and no word of its about files whose failure is reported."""
-    cv2.setNumThreads(0)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 
 
 def _predict_all(predict: Callable, outputs: Outputs, inputs: Inputs, place: Place) -> None:

@@ -35,12 +35,7 @@ def draw_overlay(
     Returns:
         RGB. Of the size of the image with the legend below it; at least 320 wide, and the image at most 4096.
     """
-    height, width = image.shape[:2]
-    factor = min(1, LONGEST_SIDE / max(height, width))
-    if factor < 1:
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    image, labels = shrink(image, labels, LONGEST_SIDE)
     height, width = image.shape[:2]
     mixed = mix(image[..., ::-1], palette[labels])
     total = max(width, LEAST_WIDTH)
@@ -54,7 +49,7 @@ def draw_overlay(
         row, column = divmod(place, columns)
         left, top = column * total // columns + text // 2, height + text // 2 + row * line
         draw.rectangle((left, top, left + text, top + text), fill=tuple(colour.tolist()), outline='grey')
-        percent = f'{100 * share:.1f} %' if share >= 0.001 else '< 0.1 %'
+        percent = format_share(share)
         room = total // columns - 3 * text
         while len(name) > 1 and font.getlength(f'{name} {percent}') > room:
             name = name.rstrip('…')[:-1] + '…'
@@ -65,6 +60,22 @@ def draw_overlay(
 def mix(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Lay the colours of the classes over an image; both (H, W, 3), uint8, of the same order of channels."""
     return cv2.addWeighted(image, 1 - OPACITY, colours, OPACITY, 0)
+
+
+def shrink(image: np.ndarray, labels: np.ndarray, longest_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its labels, no side of which is longer than so many pixels; the labels are some of those there."""
+    height, width = image.shape[:2]
+    factor = longest_side / max(height, width)
+    if factor >= 1:
+        return image, labels
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+
+
+def format_share(share: float) -> str:
+    """A share (0 to 1) in per cent."""
+    return f'{100 * share:.1f} %' if share >= 0.001 else '< 0.1 %'
 
 
 @functools.cache
