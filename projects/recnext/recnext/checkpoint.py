@@ -44,10 +44,11 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     """
     path, device = Path(path), map_location or 'cpu'
     start = _first_bytes(path)
-    if start.startswith((b'PK\x03\x04', b'\x80')):
-        checkpoint = _read_torch(path, device)
-    elif start[8:9] == b'{':
+    # safetensors before pickles: they begin with a length, in which any byte may be a pickle's first.
+    if start[8:9] == b'{' and not start.startswith(b'PK\x03\x04'):
         checkpoint = _read_safetensors(path, device, int.from_bytes(start[:8], 'little'))
+    elif start.startswith((b'PK\x03\x04', b'\x80')):
+        checkpoint = _read_torch(path, device)
     else:
         raise CheckpointError(
             f'{path} is not a checkpoint: expected a PyTorch or safetensors file, found one that begins with {start!r}.'

@@ -116,7 +116,7 @@ def _read_zip(file: BinaryIO, size: int, device: str | torch.device) -> object:
             raise DamagedError(f'found {len(roots)} data.pkl in the archive, expected one')
         if len(set(names)) != len(names):
             raise DamagedError('two members of the archive have the same name')
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        if any((m.compress_type, m.compress_size) != (zipfile.ZIP_STORED, m.file_size) for m in members):
             raise DamagedError('the archive is compressed; torch.save does not compress')
         if sum(member.file_size for member in members) > size:
             raise DamagedError('the members of the archive are larger than the archive')

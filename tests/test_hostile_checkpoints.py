@@ -1,0 +1,188 @@
+"""Files from strangers: each is loaded to exactly the right weights or refused with one clear error, and does no harm.
+
+The whole corpus: python -m pytest tests/test_hostile_checkpoints.py --variants 3000 -s
+"""
+
+import ast
+import collections
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import hostile_checkpoints as hostile
+import pytest
+import torch
+from conftest import ROOT, assert_user_error, randomise_norms, run_tool
+from hostile_checkpoints import AS_SAID, CANARY, EITHER, ONE_BYTE, REFUSED, RIGHT, Good, Variant, make_variants
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from rich.console import Console
+from rich.table import Table
+from tiny import write_tiny_config
+
+from projects.recnext.recnext.checkpoint import write_checkpoint, write_safetensors
+from projects.recnext.recnext.conversion import convert
+from projects.recnext.recnext.models import build_without_weights
+
+SECONDS = 20
+"""After which a reader counts as hung."""
+
+TIMES, MEGABYTES = 3, 256
+"""A reader takes at most so many times the size of the file and so many MB more."""
+
+LINES, CHARACTERS = 15, 2000
+"""Of the longest error."""
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory) -> tuple[Path, dict]:
+    """A config, and the weights of its network in mmseg 1.x form."""
+    folder = tmp_path_factory.mktemp('tiny')
+    extra = """
+arch.update(channels=(4, 8, 16, 32))
+model.update(neck=dict(in_channels=[4, 8, 16, 32], out_channels=4), decode_head=dict(in_channels=[4] * 4, channels=4))
+"""
+    config = write_tiny_config(folder, Path('data'), extra)
+    torch.manual_seed(0)
+    segmentor = build_without_weights(Config.fromfile(config).model)
+    randomise_norms(segmentor)
+    return config, dict(segmentor.state_dict())
+
+
+@pytest.fixture(scope='module')
+def goods(tiny, tmp_path_factory) -> list[Good]:
+    """A good checkpoint of each layout and each container."""
+    folder, weights = tmp_path_factory.mktemp('goods'), tiny[1]
+    legacy = convert(weights, 'legacy').state_dict
+    backbone = {key.removeprefix('backbone.'): value for key, value in legacy.items() if key.startswith('backbone.')}
+    head = {
+        f'head.{branch}.{name}': torch.rand(shape)
+        for branch in ('head', 'head_dist')
+        for name, shape in {'norm.weight': 32, 'norm.bias': 32, 'linear.weight': (9, 32), 'linear.bias': 9}.items()
+    }
+    meta = dict(CLASSES=('wall', 'sky'), PALETTE=[[1, 2, 3], [4, 5, 6]], epoch=1, iter=2, config='a = 1')
+    log = HistoryBuffer([1.0, 2.0], [1, 1])
+    optimizer = dict(
+        state={0: dict(step=torch.tensor(2.0), exp_avg=torch.rand(3))}, param_groups=[dict(betas=(0.9, 1.0))]
+    )
+    new = dict(meta=dict(iter=2), state_dict=weights, message_hub=dict(log_scalars=dict(loss=log)), optimizer=optimizer)
+    old = dict(meta=meta, state_dict=legacy)
+    write_checkpoint(old, folder / '0.x')
+    write_checkpoint(new, folder / '1.x')
+    write_checkpoint(dict(model={**backbone, **head}), folder / 'ImageNet')
+    torch.save(old, folder / 'before 1.6', _use_new_zipfile_serialization=False)
+    write_safetensors({**backbone, **head}, folder / 'hub', {})
+    held = {
+        '0.x': ('zip', old),
+        '1.x': ('zip', new),
+        'ImageNet': ('zip', dict(model={**backbone, **head})),
+        'before 1.6': ('legacy', old),
+        'hub': ('safetensors', {**backbone, **head}),
+    }
+    return [Good(name, (folder / name).read_bytes(), *held[name]) for name in held]
+
+
+class Reader:
+    """A process that reads one file after the other, started again when it ends or hangs."""
+
+    def __init__(self, good: Path, room: Path) -> None:
+        self.good, self.room, self.process = good, room, None
+
+    def read(self, name: str, path: Path) -> dict:
+        """What became of a file."""
+        if self.process is None:
+            command = [sys.executable, ROOT / 'tests' / 'hostile_reader.py', self.good]
+            environment = dict(os.environ, OMP_NUM_THREADS='1')
+            self.process = subprocess.Popen(
+                command, cwd=self.room, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert json.loads(self.process.stdout.readline())['ready']
+        self.process.stdin.write(json.dumps([name, str(path)]) + '\n')
+        self.process.stdin.flush()
+        hung = threading.Timer(SECONDS, self.process.kill)
+        hung.start()
+        line = self.process.stdout.readline()
+        hung.cancel()
+        if line:
+            return json.loads(line)
+        code = self.process.wait()
+        self.process = None
+        return dict(outcome=f'ended with {code}, or hung', seconds=SECONDS, memory=0, seen=[])
+
+    def close(self) -> None:
+        if self.process:
+            self.process.stdin.close()
+            self.process.wait()
+
+
+class Tried(NamedTuple):
+    """A variant without its bytes, and what became of it."""
+
+    kind: str
+    name: str
+    verdict: str
+    size: int
+    result: dict
+
+
+def complaint(variant: Tried) -> str | None:
+    """What is wrong with what became of a file; None if nothing is."""
+    result = variant.result
+    outcome, message = result['outcome'], result.get('message', '')
+    if outcome not in ('loaded', 'refused'):
+        return f'{outcome}: {message}'
+    if result['seen']:
+        return f'did {result["seen"]}'
+    if result['memory'] > TIMES * variant.size + MEGABYTES * 1e6:
+        return f'took {result["memory"] / 1e6:.0f} MB for {variant.size} bytes'
+    if outcome == 'refused':
+        wrong = len(message.splitlines()) > LINES or len(message) > CHARACTERS
+        wrong = wrong or any(not (character.isprintable() or character == '\n') for character in message)
+        if wrong or variant.verdict == RIGHT:
+            return f'refused: {message[:2000]!r}'
+        return None
+    allowed = {REFUSED: False, AS_SAID: result.get('as_said', True), ONE_BYTE: result['bytes'] <= 1}
+    if not allowed.get(variant.verdict, result['bytes'] == 0):
+        return f'loaded, {result["bytes"]} bytes are others'
+    return None
+
+
+def test_every_variant_is_right_or_refused_and_does_no_harm(goods, tmp_path, request):
+    good, room, path = tmp_path / 'good', tmp_path / 'room', tmp_path / 'variant'
+    good.mkdir()
+    room.mkdir()
+    for file in goods:
+        (good / f'{file.name}.good').write_bytes(file.content)
+    reader, tried = Reader(good, room), []
+    for kind, name, content, verdict in make_variants(goods, request.config.getoption('--variants')):
+        path.write_bytes(content)
+        tried.append(Tried(kind, name, verdict, len(content), reader.read(name.split(': ')[0], path)))
+    reader.close()
+    print_table(tried)
+    wrong = [f'{row.kind}: {row.name}: {found}' for row in tried if (found := complaint(row))]
+    assert not wrong, '\n'.join([f'{len(wrong)} of {len(tried)}:', *wrong[:40]])
+    assert list(room.iterdir()) == [] and {path.name for path in tmp_path.iterdir()} == {'good', 'room', 'variant'}
+    assert not Path('/tmp', CANARY).exists()
+    assert len({row.kind for row in tried}) > 50 and len({(row.kind, row.name) for row in tried}) > 0.9 * len(tried)
+
+
+def print_table(tried: list[Tried]) -> None:
+    groups = collections.defaultdict(list)
+    for row in tried:
+        groups[row.kind].append(row)
+    table = Table('kind', title='Files from strangers')
+    for heading in ('tried', 'refused', 'loaded', 'slowest, s', 'most memory, MB', 'of a file of, MB'):
+        table.add_column(heading, justify='right')
+    for kind, rows in [*sorted(groups.items()), ('all', tried)]:
+        outcomes = collections.Counter(row.result['outcome'] for row in rows)
+        most = max(rows, key=lambda row: row.result['memory'])
+        table.add_row(
+            kind, *map(str, (len(rows), outcomes['refused'], outcomes['loaded'])),
+            f'{max(row.result["seconds"] for row in rows):.2f}',
+            f'{most.result["memory"] / 1e6:.0f}', f'{most.size / 1e6:.1f}',
+        )  # fmt: skip
+    Console(width=120).print(table)
