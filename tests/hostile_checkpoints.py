@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ CANARY = 'canary'
 
 MILLION = 10**6
 
-PLANNED = 3500
+PLANNED = 4200
 """How many variants there are at most before bytes are changed at random."""
 
 
@@ -46,7 +47,10 @@ class Variant(NamedTuple):
 
 
 class Good(NamedTuple):
-    """A good file: its name, its bytes, what holds them (``'zip'``, ``'legacy'`` or ``'safetensors'``), and what is in it."""
+    """A good file: its name, its bytes, what holds them, and what is in it.
+
+    The ``container`` is ``'zip'``, ``'legacy'`` or ``'safetensors'``.
+    """
 
     name: str
     content: bytes
@@ -55,7 +59,7 @@ class Good(NamedTuple):
 
 
 def make_variants(goods: list[Good], number: int, seed: int = 0) -> Iterator[Variant]:
-    """About so many variants, at least one of every kind; the same for the same seed. All that are planned from PLANNED on."""
+    """About so many variants, at least one of every kind; from :data:`PLANNED` on all. The same for the same seed."""
     chance, kinds, made = random.Random(seed), set(), 0
     for variant in (variant for good in goods for variant in _planned(good, random.Random(seed))):
         if variant.kind not in kinds or chance.random() < number / PLANNED:
@@ -358,6 +362,11 @@ def tensor(elements: int, offset: int, size: tuple, stride: tuple, **kwargs: obj
     )  # fmt: skip
 
 
+@cache
+def numbered(count: int) -> bytes:
+    return b'}(' + b''.join(text(f'stem.{n}') + b'N' for n in range(count)) + b'u'
+
+
 CALLS = {
     'os.system': [text(f'touch {CANARY}')],
     'posix.system': [text(f'touch {CANARY}')],
@@ -430,7 +439,9 @@ CALLS = {
 
 
 def pickles(good: Good, chance: random.Random) -> Iterator[tuple]:
-    for kind, name, content, verdict in _pickles():
+    # Tensors are made over the first storage, which has as many elements as the first tensor.
+    first = next(iter(good.checkpoint.get('model', good.checkpoint.get('state_dict')).values()))
+    for kind, name, content, verdict in _pickles(first.numel()):
         if good.name in ('0.x', 'before 1.6') or kind in ('calls', 'shapes', 'keys'):
             yield kind, name, with_pickle(good, content), verdict
     original = pickle_of(good.content) if good.container == 'zip' else None
@@ -446,7 +457,7 @@ def pickles(good: Good, chance: random.Random) -> Iterator[tuple]:
         yield 'calls', 'os.system before the content', with_pickle(good, evil), REFUSED
 
 
-def _pickles() -> Iterator[tuple]:
+def _pickles(elements: int) -> Iterator[tuple]:
     weight, weights = text('backbone.stem.0.conv.weight'), text('state_dict')
 
     def checkpoint(value: bytes) -> bytes:
@@ -467,7 +478,7 @@ def _pickles() -> Iterator[tuple]:
         'torch.Size',
         'numpy.ndarray',
     ):
-        for state in (
+        for state in (  # changed by BUILD
             dict_of((text('__class__'), named(name))),
             tuple_of(b'N', dict_of((text('__dict__'), dict_of()))),
             dict_of((text('_metadata'), number(1))),
@@ -526,7 +537,7 @@ def _pickles() -> Iterator[tuple]:
     }.items():
         yield 'allocation', name, checkpoint(greedy), REFUSED
 
-    elements = 8
+    one = tensor(elements, 0, (1,), (1,))
     for name, value in {
         'more elements than there are': tensor(10**12, 0, (10**12,), (1,)),
         'a negative number of them': tensor(-1, 0, (1,), (1,)),
@@ -547,15 +558,15 @@ def _pickles() -> Iterator[tuple]:
         'fewer strides than dimensions': tensor(elements, 0, (2, 2), (1,)),
         'a size that is text': tensor(elements, 0, (), ()).replace(b'(t(t', b'(' + text('x') + b't(t'),
         'a storage that is not there': tensor(elements, 0, (1,), (1,)).replace(text('0'), text('../../etc/passwd')),
-        'a storage with a key of 10**6 characters': tensor(elements, 0, (1,), (1,)).replace(text('0'), text('9' * MILLION)),
+        'a storage with a key of 10**6 characters': one.replace(text('0'), text('9' * MILLION)),
         'a storage that is a number': tensor(elements, 0, (1,), (1,)).replace(text('0'), number(0)),
         'a storage of objects': tensor(elements, 0, (1,), (1,), kind='torch.ObjectStorage'),
         'a storage of complex numbers': tensor(elements, 0, (1,), (1,), kind='torch.ComplexFloatStorage'),
         'a storage of quantised numbers': tensor(elements, 0, (1,), (1,), kind='torch.QInt8Storage'),
-        'a storage that is a view': tensor(elements, 0, (1,), (1,), more=tuple_of(text('0'), number(0), number(9**9))),
-        'a tensor without a storage': called('torch._utils._rebuild_tensor_v2', b'N', number(0), b')', b')', b'\x89', b'N'),
-        'an array of 10**12': called('numpy._core.multiarray._reconstruct', named('numpy.ndarray'), number(10**12), b'N')
-        + tuple_of(number(1), tuple_of(number(10**12)), called('numpy.dtype', text('f8'), b'\x89', b'\x88'), b'\x89', text('x'))
+        'a storage that is a view': tensor(elements, 0, (1,), (1,), more=tuple_of(text('0'), b'K\x00', number(9**9))),
+        'a tensor without a storage': called('torch._utils._rebuild_tensor_v2', b'N', number(0), b'))', b'\x89N'),
+        'an array of 10**12': called('numpy._core.multiarray._reconstruct', named('numpy.ndarray'), b'))')
+        + tuple_of(number(1), tuple_of(number(10**12)), called('numpy.dtype', text('f8'), b'\x89\x88'), b'\x89' + long)
         + b'b',
         'an array of objects': called('numpy.dtype', text('O8'), b'\x89', b'\x88'),
         'an array of fields': called('numpy.dtype', text('f8,f8'), b'\x89', b'\x88'),
@@ -578,26 +589,29 @@ def _pickles() -> Iterator[tuple]:
         'a key that is bytes': called('_codecs.encode', text('a'), text('latin1')),
         'a key of a distributed run of itself': text('module.' * 100_000),
     }.items():
-        small = tensor(elements, 0, (1,), (1,))
-        for value in (small, b'N'):
-            yield 'keys', name, pickled(dict_of((weights, dict_of((weight, small), (key, value))))), REFUSED
+        for what, value in dict(a_tensor=one, nothing=b'N').items():
             yield (
                 'keys',
-                f'{name} beside the weights',
-                pickled(dict_of((key, value), (weights, dict_of((weight, small))))),
+                f'{name}, {what}',
+                pickled(dict_of((weights, dict_of((weight, one), (key, value))))),
                 REFUSED,
             )
-    for count in (100_000, MILLION, 3 * MILLION):
-        numbered = b'}(' + b''.join(text(f'stem.{n}') + b'N' for n in range(count)) + b'u'
-        yield 'many keys', f'{count} keys', pickled(numbered), REFUSED
-    shared = tensor(elements, 0, (1,), (1,)) + b'q\x00'
-    numbered = b'}(' + text('stem.0') + shared + b''.join(text(f'stem.0.{n}') + b'h\x00' for n in range(200_000)) + b'u'
-    yield 'many keys', '200 000 names of one tensor', pickled(numbered), REFUSED
+            yield (
+                'keys',
+                f'{name} beside the weights, {what}',
+                pickled(dict_of((key, value), (weights, dict_of((weight, one))))),
+                REFUSED,
+            )
+    for count in (100_000, 2 * MILLION):
+        yield 'many keys', f'{count} keys', pickled(numbered(count)), REFUSED
+    shared = one + b'q\x00'
+    names = b''.join(text(f'stem.0.{n}') + b'h\x00' for n in range(200_000))
+    yield 'many keys', '200 000 names of one tensor', pickled(b'}(' + text('stem.0') + shared + names + b'u'), REFUSED
     for name, value in {
         'nothing': b'', 'None': b'N', 'a list': b']', 'a number': number(1), 'text': text('x'), 'an empty dict': b'}',
         'two values': b'NN', 'no value': b'(',  'weights that are a list': dict_of((weights, b']')),
         'weights that are text': dict_of((weights, text('x'))), 'weights that are empty': dict_of((weights, b'}')),
-        'weights in weights': dict_of((weights, dict_of((weights, dict_of((weight, tensor(elements, 0, (1,), (1,)))))))),
+        'weights in weights': dict_of((weights, dict_of((weights, dict_of((weight, one)))))),
         'a dtype': named('torch.float32'), 'a class': named('mmengine.logging.history_buffer.HistoryBuffer'),
     }.items():  # fmt: skip
         yield 'other content', name, pickled(value), REFUSED
@@ -609,33 +623,34 @@ def _pickles() -> Iterator[tuple]:
 def tensors(good: Good, chance: random.Random) -> Iterator[tuple]:
     place = 'model' if 'model' in good.checkpoint else 'state_dict'
 
-    def changed(change: Callable[[dict], object], **kwargs: object) -> bytes:
-        weights = dict(good.checkpoint[place])
-        change(weights)
-        content = {**good.checkpoint, place: weights}
+    weights = good.checkpoint[place]
+
+    def written(weights: dict, **kwargs: object) -> bytes:
         stream = io.BytesIO()
+        content = {**good.checkpoint, place: weights}
         torch.save(content, stream, _use_new_zipfile_serialization=good.container == 'zip', **kwargs)
         return stream.getvalue()
 
-    weights = good.checkpoint[place]
-    keys = chance.sample([key for key, value in weights.items() if value.dim() == 4 and min(value.shape[:2]) > 1], 2)
-    for key in keys:
+    for key in chance.sample(
+        [key for key, value in weights.items() if value.dim() == 4 and min(value.shape[:2]) > 1], 2
+    ):
+        original, others = weights[key], {name: weights[name] for name in weights if name != key}
 
         def become(change: Callable[[torch.Tensor], object], key: str = key) -> bytes:
-            return changed(lambda weights: weights.update({key: change(weights[key])}))
+            return written({**weights, key: change(weights[key])})
 
         for number in (float('nan'), float('inf'), float('-inf')):
             yield (
                 'not finite',
                 f'{number} in {key}',
-                become(lambda t: t.index_fill(0, torch.tensor([1]), number)),
+                become(partial(torch.index_fill, dim=0, index=torch.tensor([1]), value=number)),
                 REFUSED,
             )
         for dtype in (
             torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.bool,
             torch.complex64, torch.float8_e4m3fn,
         ):  # fmt: skip
-            yield 'dtype', f'{key} as {dtype}', become(lambda t: t.to(dtype)), REFUSED
+            yield 'dtype', f'{key} as {dtype}', become(partial(torch.Tensor.to, dtype=dtype)), REFUSED
         for name, equal in {
             'channels last': lambda t: t.contiguous(memory_format=torch.channels_last),
             'transposed in memory': lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
@@ -664,13 +679,13 @@ def tensors(good: Good, chance: random.Random) -> Iterator[tuple]:
             'None': lambda t: None,
         }.items():
             yield 'shape', f'{key}, {name}', become(other), REFUSED
-        yield 'shape', f'{key} is missing', changed(lambda weights: weights.pop(key)), REFUSED
-        yield 'shape', f'{key} twice', changed(lambda weights: weights.update({key + '_': weights[key]})), REFUSED
-        yield 'shape', f'{key} in another place', changed(lambda weights: weights.update(x=weights.pop(key))), REFUSED
+        yield 'shape', f'{key} is missing', written(others), REFUSED
+        yield 'shape', f'{key} twice', written({**weights, f'{key}_': original}), REFUSED
+        yield 'shape', f'{key} in another place', written({**others, 'x': original}), REFUSED
     if good.container == 'zip':
         for protocol in (3, 4, 5):
-            yield 'protocol', str(protocol), changed(lambda weights: None, pickle_protocol=protocol), EITHER
-    yield 'rewritten', 'by torch.save', changed(lambda weights: None), RIGHT
+            yield 'protocol', str(protocol), written(weights, pickle_protocol=protocol), EITHER
+    yield 'rewritten', 'by torch.save', written(weights), RIGHT
 
 
 def legacy(good: Good, chance: random.Random) -> Iterator[tuple]:
@@ -742,8 +757,8 @@ def safetensors(good: Good, chance: random.Random) -> Iterator[tuple]:
         for dtype in ('F64', 'F16', 'BF16', 'I32', 'I64', 'U8', 'BOOL', 'C64', 'F8_E4M3', 'F4', 'X', '', None, 7):
             yield 'dtype', f'{name} as {dtype}', packed({**header, name: {**entry, 'dtype': dtype}}), REFUSED
         for shape in (
-            [], [0], [-1], [2**32, 2**32], [2**63, 2], [2**64], [0, 2**62], entry['shape'] + [1], [1] * 1000,
-            entry['shape'][::-1] + [2], 'x', None, [1.5], entry['shape'] + [0],
+            [], [0], [-1], [2**32, 2**32], [2**63, 2], [2**64], [0, 2**62], [*entry['shape'], 1], [1] * 1000,
+            [*entry['shape'][::-1], 2], 'x', None, [1.5], [*entry['shape'], 0],
         ):  # fmt: skip
             yield 'shape', f'{name} of {shape}'[:200], packed({**header, name: {**entry, 'shape': shape}}), REFUSED
         yield 'missing', name, packed({key: header[key] for key in header if key != name}), REFUSED

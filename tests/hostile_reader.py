@@ -15,9 +15,9 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from projects.recnext.recnext.checkpoint import read_checkpoint  # noqa: E402
-from projects.recnext.recnext.conversion import check_fit, convert, get_state_dict  # noqa: E402
-from projects.recnext.recnext.errors import UserError  # noqa: E402
+from projects.recnext.recnext.checkpoint import read_checkpoint
+from projects.recnext.recnext.conversion import check_fit, convert, get_state_dict
+from projects.recnext.recnext.errors import UserError
 
 EVENTS = (
     'exec',
@@ -88,7 +88,7 @@ def differing_bytes(one: torch.Tensor, other: torch.Tensor) -> int:
 def read(path: Path, expected: Mapping[str, torch.Tensor], watch: Watch) -> dict:
     """Read a file, watched; how that ended, and what it took."""
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-    before, started = memory(), time.perf_counter()
+    before, started = memory(), time.process_time()
     watch.seen, watch.on = [], True
     try:
         weights = weights_in(path)
@@ -99,7 +99,7 @@ def read(path: Path, expected: Mapping[str, torch.Tensor], watch: Watch) -> dict
     except BaseException as error:
         result = dict(outcome='raised', message=f'{type(error).__name__}: {error}'[:500])
     watch.on = False
-    result |= dict(seconds=time.perf_counter() - started, memory=max(0, peak_memory() - before), seen=watch.seen)
+    result |= dict(seconds=time.process_time() - started, memory=max(0, peak_memory() - before), seen=watch.seen)
     if result['outcome'] == 'loaded':
         result['bytes'] = sum(differing_bytes(weights[key], expected[key]) for key in expected)
         if result['bytes']:

@@ -5,6 +5,7 @@ The whole corpus: python -m pytest tests/test_hostile_checkpoints.py --variants 
 
 import ast
 import collections
+import hashlib
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ from projects.recnext.recnext.checkpoint import write_checkpoint, write_safetens
 from projects.recnext.recnext.conversion import convert
 from projects.recnext.recnext.models import build_without_weights
 
-SECONDS = 20
+SECONDS = 60
 """After which a reader counts as hung."""
 
 TIMES, MEGABYTES = 3, 256
@@ -126,6 +127,7 @@ class Tried(NamedTuple):
     name: str
     verdict: str
     size: int
+    digest: bytes
     result: dict
 
 
@@ -160,14 +162,15 @@ def test_every_variant_is_right_or_refused_and_does_no_harm(goods, tmp_path, req
     reader, tried = Reader(good, room), []
     for kind, name, content, verdict in make_variants(goods, request.config.getoption('--variants')):
         path.write_bytes(content)
-        tried.append(Tried(kind, name, verdict, len(content), reader.read(name.split(': ')[0], path)))
+        result = reader.read(name.split(': ')[0], path)
+        tried.append(Tried(kind, name, verdict, len(content), hashlib.sha256(content).digest(), result))
     reader.close()
     print_table(tried)
     wrong = [f'{row.kind}: {row.name}: {found}' for row in tried if (found := complaint(row))]
     assert not wrong, '\n'.join([f'{len(wrong)} of {len(tried)}:', *wrong[:40]])
     assert list(room.iterdir()) == [] and {path.name for path in tmp_path.iterdir()} == {'good', 'room', 'variant'}
     assert not Path('/tmp', CANARY).exists()
-    assert len({row.kind for row in tried}) > 50 and len({(row.kind, row.name) for row in tried}) > 0.9 * len(tried)
+    assert len({row.kind for row in tried}) > 50 and len({row.digest for row in tried}) > 0.95 * len(tried)
 
 
 def print_table(tried: list[Tried]) -> None:
@@ -175,7 +178,7 @@ def print_table(tried: list[Tried]) -> None:
     for row in tried:
         groups[row.kind].append(row)
     table = Table('kind', title='Files from strangers')
-    for heading in ('tried', 'refused', 'loaded', 'slowest, s', 'most memory, MB', 'of a file of, MB'):
+    for heading in ('tried', 'refused', 'loaded', 'slowest, s CPU', 'most memory, MB', 'of a file of, MB'):
         table.add_column(heading, justify='right')
     for kind, rows in [*sorted(groups.items()), ('all', tried)]:
         outcomes = collections.Counter(row.result['outcome'] for row in rows)

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -182,6 +184,8 @@ def _write_weights(path: str | Path, write: Callable[[BinaryIO], object]) -> Non
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], beside: Path | None = None) -> None:
     """Write a file beside its place, through to the disk, and rename it: it is there in full or as it was before.
 
+    A file that was there before passes its mode on; of several processes that write at once, the last one's stays.
+
     Args:
         path: Of the file.
         write: Called with the open file.
@@ -190,10 +194,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], beside: Pa
     Raises:
         CheckpointError: it cannot be written; what was there stays.
     """
-    beside = beside or path.with_name(f'.{os.getpid()}{PARTIAL}')
+    # Not the number of the process: in a container it is the same every time.
+    beside = beside or path.with_name(f'.{secrets.token_hex(8)}{PARTIAL}')
     try:
         with beside.open('xb') as file:
             write(file)
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

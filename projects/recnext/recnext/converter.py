@@ -13,6 +13,7 @@ from .checkpoint import read_checkpoint, sha256_of, write_checkpoint, write_safe
 from .conversion import (
     BACKBONE,
     EMA_KEYS,
+    LONGEST_KEY,
     STATE_DICT_KEYS,
     SWAPPED_EMA_KEY,
     Conversion,
@@ -23,7 +24,7 @@ from .conversion import (
     get_state_dict,
     rename,
 )
-from .errors import UserError
+from .errors import UserError, printable
 from .launch import load_config
 from .models import build_skeleton, released_classifier, released_model_cfg
 from .paths import CONFIGS, PROJECT_ROOT
@@ -132,7 +133,7 @@ def convert_file(
 def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, str]:
     """What stands in a file beside the weights that were taken."""
     others = [key for key in checkpoint if key not in ('meta', weights_key)] if weights_key else []
-    return {key: NOT_WEIGHTS.get(key, 'not weights') for key in others}
+    return {printable(str(key), LONGEST_KEY): NOT_WEIGHTS.get(key, 'not weights') for key in others}
 
 
 def convert_meta(meta: object, target: str, num_classes: int | None = None) -> dict:
@@ -147,7 +148,7 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
     known = meta.get('dataset_meta') if isinstance(meta.get('dataset_meta'), Mapping) else {}
     classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
     kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
-    if not isinstance(classes, list | tuple):
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         if num_classes != len(ADE20KDataset.METAINFO['classes']):
             return kept
         classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']

@@ -1,10 +1,10 @@
 """PyTorch's checkpoint files read as data: nothing in them is imported, and nothing is called but what stands here.
 
-Such a file is a pickle and beside it the bytes of the tensors. A pickle is a program; this is an interpreter of the part
-of its language in which plain data and tensors are written. What a file names is looked up in a table of this module, and
-what it declares is held against the bytes that are there, so that it takes no more memory than its size accounts for.
-``torch.load(weights_only=True)`` leaves the checksums unread, allocates what a file declares, and crashes the
-interpreter on a key that is nested deeply.
+Such a file is a pickle and beside it the bytes of the tensors. A pickle is a program; this is an interpreter of the
+part of its language in which plain data and tensors are written. What a file names is looked up in a table of this
+module, and what it declares is held against the bytes that are there, so that it takes no more memory than its size
+accounts for. ``torch.load(weights_only=True)`` leaves the checksums unread, allocates what a file declares, and crashes
+the interpreter on a key that is nested deeply.
 
 Sources of the formats: pickletools for the opcodes, torch.serialization for the two layouts.
 """
