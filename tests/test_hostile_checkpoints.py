@@ -17,8 +17,8 @@ from typing import NamedTuple
 import hostile_checkpoints as hostile
 import pytest
 import torch
-from conftest import ROOT, assert_user_error, randomise_norms, run_tool
-from hostile_checkpoints import AS_SAID, CANARY, EITHER, ONE_BYTE, REFUSED, RIGHT, Good, Variant, make_variants
+from conftest import ROOT, randomise_norms
+from hostile_checkpoints import AS_SAID, CANARY, ONE_BYTE, REFUSED, RIGHT, Good, make_variants
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from rich.console import Console
@@ -27,7 +27,9 @@ from tiny import write_tiny_config
 
 from projects.recnext.recnext.checkpoint import write_checkpoint, write_safetensors
 from projects.recnext.recnext.conversion import convert
+from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.models import build_without_weights
+from projects.recnext.recnext.sample_scenes import write_dataset
 
 SECONDS = 60
 """After which a reader counts as hung."""
@@ -189,3 +191,117 @@ def print_table(tried: list[Tried]) -> None:
             f'{most.result["memory"] / 1e6:.0f}', f'{most.size / 1e6:.1f}',
         )  # fmt: skip
     Console(width=120).print(table)
+
+
+# One reader
+
+
+READING = {
+    'load', 'load_file', 'safe_open', 'loads', 'Unpickler', 'load_url', 'load_state_dict_from_url', 'load_checkpoint',
+    'torch_load',
+}  # fmt: skip
+OWNERS = {'torch', 'torch.hub', 'torch.jit', 'torch.serialization', 'pickle', 'cPickle', 'dill', 'joblib', 'marshal'}
+READERS = {'checkpoint.py', 'torch_file.py'}
+
+
+def reading_calls(source: str) -> list[str]:
+    """What a module calls or imports that reads checkpoints or pickles, or loads weights without being strict."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name in OWNERS - {'torch'}]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            owner = node.module in OWNERS or node.module.split('.')[0] in ('safetensors', 'pickle')
+            found += [f'{node.module}.{name.name}' for name in node.names if owner and name.name in READING]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            owner, _, function = name.rpartition('.')
+            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if function in READING and (owner in OWNERS or 'safetensors' in owner):
+                found.append(name)
+            if function == 'load_state_dict' and (arguments.get('strict', 'True') != 'True' or len(node.args) > 1):
+                found.append(ast.unparse(node))
+            if arguments.get('weights_only', 'True') != 'True' or arguments.get('allow_pickle', 'False') != 'False':
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import torch\ntorch.load("x", weights_only=True)', 'from torch import load', 'import pickle',
+        'from safetensors.torch import load_file', 'model.load_state_dict(state, strict=False)',
+        'model.load_state_dict(state, False)', 'np.load("x", allow_pickle=True)', 'torch.hub.load("a", "b")',
+    ],
+)  # fmt: skip
+def test_other_readers_would_be_noticed(source):
+    assert reading_calls(source)
+
+
+def test_there_is_one_reader():
+    modules = [*(ROOT / 'projects').rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]
+    found = {path.name: calls for path in modules if (calls := reading_calls(path.read_text()))}
+    assert len(modules) > 70 and set(found) <= READERS, found
+    assert found['checkpoint.py'] == ['safetensors.torch.load_file']
+
+
+def test_mmengine_reads_by_it_too(goods, tmp_path, monkeypatch):
+    from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+
+    evil = tmp_path / 'evil.pth'
+    evil.write_bytes(hostile.with_pickle(goods[0], hostile.pickled(hostile.called('os.getcwd'))))
+    monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('torch.load was called'))
+    with pytest.raises(UserError, match=r'refused: it wants to run os\.getcwd'):
+        load_checkpoint(torch.nn.Linear(1, 1), str(evil), map_location='cpu')
+    for address in ('pavi://a', 's3://a/b', 'petrel://a', 'cluster:s3://a'):
+        with pytest.raises(UserError, match='Download it'):
+            CheckpointLoader.load_checkpoint(address)
+    # The rest look up an address and go by load_from_http, which compat.py replaces (see test_compat.py).
+    others = {loader.__name__ for loader in CheckpointLoader._schemes.values() if 'mmengine' in loader.__module__}
+    assert others == {'load_from_torchvision', 'load_from_openmmlab', 'load_from_mmcls'}
+
+
+TOOLS = {
+    'convert_checkpoint': ['{evil}', 'out.pth'],
+    'test': ['{config}', '{evil}', '--data-root', '{data}', '--work-dir', 'out'],
+    'train': ['{config}', '--data-root', '{data}', '--work-dir', 'out', '--cfg-options', 'load_from={evil}'],
+    'infer': ['{config}', '{evil}', '{data}/images', '--out-dir', 'out'],
+    'export_onnx': ['{config}', '{evil}', '--out', 'out.onnx'],
+    'export_coreml': ['{config}', '{evil}', '--out', 'out.mlpackage'],
+    'benchmark': ['{config}', '{evil}', '--data-root', '{data}', '--work-dir', 'out'],
+}
+"""Every tool that takes a checkpoint, with one."""
+
+IN_ONE_PROCESS = """
+import json, runpy, sys
+for tool, *arguments in json.loads(sys.argv[1]):
+    print(f'--- {tool}', file=sys.stderr)
+    sys.argv = [tool, *arguments]
+    try:
+        runpy.run_path(tool, run_name='__main__')
+    except SystemExit as error:
+        print(f'exit code {error.code}', file=sys.stderr)
+"""
+
+
+def test_every_tool_refuses_a_stranger(tiny, goods, tmp_path):
+    tools = {path.stem for path in (ROOT / 'tools').glob('[a-z]*.py')}
+    without = {'download_checkpoint', 'benchmark_training', 'update_model_zoo', 'make_sample_dataset'}
+    assert tools - without == set(TOOLS)
+    evil, data, room = tmp_path / 'evil.pth', tmp_path / 'data', tmp_path / 'room'
+    evil.write_bytes(hostile.with_pickle(goods[1], hostile.pickled(hostile.called('os.system', hostile.text('id')))))
+    write_dataset(data, training=2, validation=1)
+    room.mkdir()
+    places = dict(evil=evil, config=tiny[0], data=data)
+    commands = [
+        [str(ROOT / 'tools' / f'{tool}.py'), *(argument.format(**places) for argument in TOOLS[tool])] for tool in TOOLS
+    ]
+    command = [sys.executable, '-c', IN_ONE_PROCESS, json.dumps(commands)]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT / 'tools'))
+    result = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True)
+    sections = result.stderr.split('--- ')[1:]
+    assert len(sections) == len(TOOLS), result.stderr
+    for section in sections:
+        assert 'evil.pth is refused: it wants to run os.system' in section and 'exit code 1' in section, section
+        assert 'Traceback' not in section
+    assert list(room.iterdir()) == []
