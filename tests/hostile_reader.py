@@ -5,6 +5,7 @@ Usage: hostile_reader.py FOLDER, in which the good files lie, NAME.good; the wor
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ EVENTS = (
     'ctypes.',
     'pty.',
 )
+MOST_MEMORY = 6 << 30
 HARMLESS = ('os.listdir', 'os.scandir')
 
 
@@ -118,6 +120,8 @@ def _as_torch_reads(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
 
 
 def main() -> None:
+    # A reader that gives way should not take the machine with it.
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     torch.set_num_threads(1)
     good = {path.stem: dict(weights_in(path)) for path in Path(sys.argv[1]).glob('*.good')}
     watch = Watch()
