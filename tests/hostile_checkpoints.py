@@ -1,7 +1,7 @@
 """Files from strangers: variants of good checkpoints, made from a seed, and what a reader must make of each."""
 
+import hashlib
 import io
-import itertools
 import json
 import pickletools
 import random
@@ -60,13 +60,24 @@ class Good(NamedTuple):
 
 def make_variants(goods: list[Good], number: int, seed: int = 0) -> Iterator[Variant]:
     """About so many variants, at least one of every kind; from :data:`PLANNED` on all. The same for the same seed."""
-    chance, kinds, made = random.Random(seed), set(), 0
+    chance, kinds, made = random.Random(seed), set(), set()
     for variant in (variant for good in goods for variant in _planned(good, random.Random(seed))):
         if variant.kind not in kinds or chance.random() < number / PLANNED:
             kinds.add(variant.kind)
-            made += 1
+            if _is_new(variant, made):
+                yield variant
+    for variant in _flips(goods, chance):
+        if len(made) >= number:
+            return
+        if _is_new(variant, made):
             yield variant
-    yield from itertools.islice(_flips(goods, chance), max(0, number - made))
+
+
+def _is_new(variant: Variant, made: set[bytes]) -> bool:
+    """Whether no other variant has these bytes; now one has."""
+    digest, before = hashlib.sha256(variant.content).digest(), len(made)
+    made.add(digest)
+    return len(made) > before
 
 
 def _planned(good: Good, chance: random.Random) -> Iterator[Variant]:

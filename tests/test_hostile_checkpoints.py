@@ -1,11 +1,10 @@
 """Files from strangers: each is loaded to exactly the right weights or refused with one clear error, and does no harm.
 
-The whole corpus: python -m pytest tests/test_hostile_checkpoints.py --variants 5000 -s
+The whole corpus: python -m pytest tests/test_hostile_checkpoints.py --variants 4500 -s
 """
 
 import ast
 import collections
-import hashlib
 import json
 import os
 import subprocess
@@ -129,7 +128,6 @@ class Tried(NamedTuple):
     name: str
     verdict: str
     size: int
-    digest: bytes
     result: dict
 
 
@@ -165,14 +163,14 @@ def test_every_variant_is_right_or_refused_and_does_no_harm(goods, tmp_path, req
     for kind, name, content, verdict in make_variants(goods, request.config.getoption('--variants')):
         path.write_bytes(content)
         result = reader.read(name.split(': ')[0], path)
-        tried.append(Tried(kind, name, verdict, len(content), hashlib.sha256(content).digest(), result))
+        tried.append(Tried(kind, name, verdict, len(content), result))
     reader.close()
     print_table(tried)
     wrong = [f'{row.kind}: {row.name}: {found}' for row in tried if (found := complaint(row))]
     assert not wrong, '\n'.join([f'{len(wrong)} of {len(tried)}:', *wrong[:40]])
     assert list(room.iterdir()) == [] and {path.name for path in tmp_path.iterdir()} == {'good', 'room', 'variant'}
     assert not Path('/tmp', CANARY).exists()
-    assert len({row.kind for row in tried}) > 50 and len({row.digest for row in tried}) > 0.95 * len(tried)
+    assert len({row.kind for row in tried}) > 70 and len(tried) >= request.config.getoption('--variants')
 
 
 def print_table(tried: list[Tried]) -> None:
