@@ -60,14 +60,14 @@ class Good(NamedTuple):
 
 def make_variants(goods: list[Good], number: int, seed: int = 0) -> Iterator[Variant]:
     """About so many variants, at least one of every kind; from :data:`PLANNED` on all. The same for the same seed."""
-    chance, kinds, made = random.Random(seed), set(), set()
+    chance, kinds, made = random.Random(seed), set(), {hashlib.sha256(good.content).digest() for good in goods}
     for variant in (variant for good in goods for variant in _planned(good, random.Random(seed))):
         if variant.kind not in kinds or chance.random() < number / PLANNED:
             kinds.add(variant.kind)
             if _is_new(variant, made):
                 yield variant
     for variant in _flips(goods, chance):
-        if len(made) >= number:
+        if len(made) >= number + len(goods):
             return
         if _is_new(variant, made):
             yield variant
