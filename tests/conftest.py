@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,25 @@ CLASSIFIER_CONFIGS = sorted(CONFIGS.glob('recnext-*.py'))
 # Under pytest-xdist two processes share the two cores.
 torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
 init_default_scope('mmseg')  # as a config does
+
+
+LOCAL = ('127.0.0.1', 'localhost', '::1', '0.0.0.0', '::', '', None)
+
+
+def stay_on_this_machine(event: str, arguments: tuple) -> None:
+    """An audit hook that ends what would look up or reach another machine."""
+    if event == 'socket.connect' and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event in ('socket.getaddrinfo', 'socket.gethostbyname'):
+        host = arguments[0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in (*LOCAL, socket.gethostname()):
+        raise PermissionError(f'tests connect to this machine alone, and not to {host}')
+
+
+sys.addaudithook(stay_on_this_machine)
 
 
 def shared(path: str) -> Path:
@@ -183,3 +203,4 @@ class Largest(TorchDispatchMode):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--kills', type=int, default=3, help='how often the tests kill a run (default: 3)')
     parser.addoption('--images', type=int, default=300, help='images of the prediction that is killed (default: 300)')
+    parser.addoption('--variants', type=int, default=300, help='hostile files that are read (default: 300)')

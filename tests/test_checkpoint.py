@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from projects.recnext.recnext.checkpoint import CheckpointError, read_checkpoint, sha256_of, write_checkpoint
 
@@ -44,6 +44,16 @@ def test_reads_torch_files(tmp_path, legacy_format):
 def test_reads_safetensors_whatever_they_are_called(tmp_path):
     save_file(STATE['state_dict'], tmp_path / 'a.bin')
     assert torch.equal(read_checkpoint(tmp_path / 'a.bin')['a'], STATE['state_dict']['a'])
+
+
+@pytest.mark.parametrize('length', [0x80, 0x4B50])
+def test_reads_safetensors_whose_header_is_as_long_as_a_pickle_begins(tmp_path, length):
+    content = save(STATE['state_dict'])
+    header = content[8 : 8 + int.from_bytes(content[:8], 'little')].ljust(length)
+    (tmp_path / 'a').write_bytes(
+        length.to_bytes(8, 'little') + header + content[8 + len(header.rstrip()) :].lstrip(b' ')
+    )
+    assert torch.equal(read_checkpoint(tmp_path / 'a')['a'], STATE['state_dict']['a'])
 
 
 def test_reads_what_mmengine_logs(tmp_path):

@@ -4,45 +4,31 @@ import contextlib
 import hashlib
 import os
 import pickle
-import pickletools
 import re
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 
-from .errors import UserError
+from .errors import UserError, printable
+from .torch_file import TorchScriptError, find_names, read_torch_file
 from .transfer import fetch
 
 NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 PARTIAL = '.partial'
-HISTORY_STATISTICS = ('current', 'max', 'mean', 'min')
+LARGEST_HEADER = 1 << 22
+"""Of a safetensors file in bytes. That of the largest released segmentor has 200 000."""
+
+LISTED, LONGEST_NAME = 5, 120
+"""How much of what a file says stands in an error."""
 
 
 class CheckpointError(UserError):
     """A checkpoint file that cannot be read, or that is refused."""
-
-
-def _history_statistic(owner: object, name: str) -> Callable:
-    """All that mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
-    if owner is not HistoryBuffer or name not in HISTORY_STATISTICS:
-        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
-    return getattr(owner, name)
-
-
-def _logged_scalars() -> list:
-    """What mmengine writes into a checkpoint beside tensors: its log of scalars, numpy numbers and arrays."""
-    from numpy._core import multiarray
-
-    dtypes = [np.dtype, *(type(np.dtype(code)) for code in ('f2', 'f4', 'f8', 'i4', 'i8', '?'))]
-    arrays = [np.ndarray]
-    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2 | numpy 1
-        arrays += [(multiarray._reconstruct, f'{module}._reconstruct'), (multiarray.scalar, f'{module}.scalar')]
-    return [HistoryBuffer, (_history_statistic, 'builtins.getattr'), *arrays, *dtypes]
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device | None = None) -> dict:
@@ -50,21 +36,22 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
 
     Args:
         path: The file.
-        map_location: Where the tensors go, as in :func:`torch.load`; None means the CPU.
+        map_location: Where the tensors go; None means the CPU.
 
     Returns:
         What the file holds: a dict.
 
     Raises:
-        CheckpointError: no such file, not a file, no permission, empty, truncated, not a checkpoint, or one that
-            needs more than plain data and tensors, with the name of what it wanted.
+        CheckpointError: no such file, not a file, no permission, empty, truncated, damaged, not a checkpoint, or one
+            that needs more than plain data and tensors, with the name of what it wanted.
     """
     path, device = Path(path), map_location or 'cpu'
     start = _first_bytes(path)
-    if start.startswith((b'PK\x03\x04', b'\x80')):
+    # safetensors before pickles: they begin with a length, in which any byte may be a pickle's first.
+    if start[8:9] == b'{' and not start.startswith(b'PK\x03\x04'):
+        checkpoint = _read_safetensors(path, device, int.from_bytes(start[:8], 'little'))
+    elif start.startswith((b'PK\x03\x04', b'\x80')):
         checkpoint = _read_torch(path, device)
-    elif start[8:9] == b'{':
-        checkpoint = _read_safetensors(path, device)
     else:
         raise CheckpointError(
             f'{path} is not a checkpoint: expected a PyTorch or safetensors file, found one that begins with {start!r}.'
@@ -113,58 +100,43 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _read_torch(path: Path, device: str | torch.device) -> object:
-    with torch.serialization.safe_globals(_logged_scalars()):
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise _refused(path, _wanted(path, str(error))) from None
-        except Exception as error:  # a damaged file can fail in any way
-            if 'TorchScript' in str(error):
-                raise CheckpointError(f'{path} is a TorchScript program; expected a checkpoint of weights.') from None
-            raise _damaged(path, error) from None
+    try:
+        return read_torch_file(path, device)
+    except torch.OutOfMemoryError:
+        raise
+    except TorchScriptError:
+        raise CheckpointError(f'{path} is a TorchScript program; expected a checkpoint of weights.') from None
+    except pickle.UnpicklingError as error:
+        raise _refused(path, find_names(path, str(error))) from None
+    except Exception as error:  # a damaged file can fail in any way
+        raise _damaged(path, error) from None
 
 
-def _wanted(path: Path, reason: str) -> str:
-    """The names that a refused file would have imported: of a zip or a bare pickle all of them, else the first."""
-    for names in (torch.serialization.get_unsafe_globals_in_checkpoint, _pickled_globals):
-        with contextlib.suppress(Exception):
-            if found := names(path):
-                return ', '.join(found)
-    match = re.search(r'GLOBAL ([\w.]+)', reason)
-    return match[1] if match else 'code of its own'
-
-
-def _pickled_globals(path: Path) -> list[str]:
-    """Every global that a bare pickle names, found without executing it."""
-    found, strings = [], []
-    with path.open('rb') as file:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == 'GLOBAL':
-                found.append(argument.replace(' ', '.'))
-            elif opcode.name == 'STACK_GLOBAL':
-                found.append('.'.join(strings))
-            elif isinstance(argument, str):
-                strings = [*strings[-1:], argument]
-    return found
-
-
-def _refused(path: Path, wanted: str) -> CheckpointError:
+def _refused(path: Path, wanted: list[str]) -> CheckpointError:
+    names = ', '.join(printable(name, LONGEST_NAME) for name in wanted[:LISTED])
+    more = f', ... ({len(wanted)} in all)' if len(wanted) > LISTED else ''
     return CheckpointError(
-        f'{path} is refused: it wants to run {wanted} when it is read, and a checkpoint should hold only tensors '
+        f'{path} is refused: it wants to run {names}{more} when it is read, and a checkpoint should hold only tensors '
         'and plain data. Nothing in it was run. Ask its author for the bare state dict.'
     )
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    reason = printable((str(error).splitlines() or [type(error).__name__])[0], LONGEST_NAME)
     return CheckpointError(f'{path} is truncated or damaged. Download or copy it again. (Reader: {reason})')
 
 
-def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path, device: str | torch.device, size_of_header: int) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
+    if size_of_header > LARGEST_HEADER:
+        raise CheckpointError(
+            f'{path} is refused: found a header of {size_of_header} bytes, expected at most {LARGEST_HEADER}.'
+        )
     try:
         return load_file(path, device=str(device))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise _damaged(path, error) from None
 
@@ -218,6 +190,8 @@ def _write_weights(path: str | Path, write: Callable[[BinaryIO], object]) -> Non
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], beside: Path | None = None) -> None:
     """Write a file beside its place, through to the disk, and rename it: it is there in full or as it was before.
 
+    A file that was there before passes its mode on; of several processes that write at once, the last one's stays.
+
     Args:
         path: Of the file.
         write: Called with the open file.
@@ -226,10 +200,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], beside: Pa
     Raises:
         CheckpointError: it cannot be written; what was there stays.
     """
-    beside = beside or path.with_name(f'.{os.getpid()}{PARTIAL}')
+    # Not the number of the process: in a container it is the same every time.
+    beside = beside or path.with_name(f'.{secrets.token_hex(8)}{PARTIAL}')
     try:
         with beside.open('xb') as file:
             write(file)
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

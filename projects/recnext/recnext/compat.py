@@ -92,11 +92,12 @@ def read_checkpoints_safely() -> None:
     that testing or resuming fails with "Unsupported global: HistoryBuffer". And what it downloads it unpickles without
     ``weights_only``, which runs whatever the file says.
 
-    Repair: local files and downloads go through :func:`checkpoint.read_checkpoint`.
+    Repair: local files and downloads go through :func:`checkpoint.read_checkpoint`; what mmengine would read from other
+    storages by itself is refused.
     """
     from mmengine.runner import checkpoint
 
-    from .checkpoint import download, read_checkpoint
+    from .checkpoint import CheckpointError, download, read_checkpoint
 
     def load_from_local(filename: str, map_location: object = None) -> dict:
         return read_checkpoint(filename, map_location)
@@ -104,8 +105,13 @@ def read_checkpoints_safely() -> None:
     def load_from_http(filename: str, map_location: object = None, *_: object, **__: object) -> dict:
         return read_checkpoint(download(filename), map_location)
 
-    checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
-    checkpoint.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+    def refuse(filename: str, *_: object, **__: object) -> NoReturn:
+        raise CheckpointError(f'{filename} cannot be read where it is. Download it, and name the file.')
+
+    register = checkpoint.CheckpointLoader.register_scheme
+    register('', load_from_local, force=True)
+    register(('http://', 'https://'), load_from_http, force=True)
+    register(('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), refuse, force=True)
     # mmengine's other schemes, torchvision:// and so on, look up an address and call this.
     checkpoint.load_from_http = load_from_http
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .archs import ARCHS, STAGES
-from .errors import UserError
+from .errors import UserError, printable
 
 TARGETS = ('mmseg1', 'mmpretrain', 'timm', 'legacy')
 """The spellings that :func:`convert` can write; ``mmseg1`` has no place for a classification head."""
@@ -127,7 +127,12 @@ def _has_values(value: object) -> bool:
     """Whether this is a tensor with a number of its own in memory for each of its elements."""
     if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
         return False
-    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    beyond = 1  # the elements that the dimensions so far reach over
+    for stride, size in sorted((stride, size) for stride, size in zip(value.stride(), value.shape) if size > 1):
+        if stride < beyond:
+            return False
+        beyond += stride * (size - 1)
+    return True
 
 
 def _mmcv_averages(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +180,7 @@ def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
     """
     depths, widths, token_mixers = [0] * STAGES, [Counter() for _ in range(STAGES)], Counter()
     for key, tensor in state_dict.items():
-        match = re.fullmatch(r'(?:backbone\.)?stages\.([0-3])\.blocks\.(\d+)\.(.+)', key)
+        match = re.fullmatch(r'(?:backbone\.)?stages\.([0-3])\.blocks\.(\d{1,3})\.(.+)', key)
         if not match:
             continue
         stage, block, name = int(match[1]), int(match[2]), match[3]
@@ -233,7 +238,8 @@ def convert(state_dict: Mapping[str, Tensor], target: str = 'mmseg1') -> Convers
             continue
         new = rename(key, target, layout.kind)
         if new in mapped:
-            raise ConversionError(f'Two tensors would both become {new}: {mapped[new]} and {key}.')
+            clash = ' and '.join(printable(name, LONGEST_KEY) for name in (mapped[new], key))
+            raise ConversionError(f'Two tensors would both become {printable(new, LONGEST_KEY)}: {clash}.')
         mapped[new] = key
     tensors = {new: state_dict[key] for new, key in mapped.items()}
     return Conversion(layout, arch, tensors, mapped, left_out)
@@ -281,7 +287,7 @@ def of_other_classes(
 
 
 def check_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Make sure that every expected tensor is there, with its shape and dtype, and no other.
+    """Make sure that every expected tensor is there, with its shape and dtype and of finite numbers, and no other.
 
     Args:
         state_dict: What was found.
@@ -292,13 +298,15 @@ def check_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
         ConversionError: listing the first ten disagreements and their number.
     """
     wrong = [f'missing: {key}' for key in expected if key not in state_dict]
-    wrong += [f'unexpected: {key[:LONGEST_KEY]}' for key in state_dict if key not in expected]
+    wrong += [f'unexpected: {printable(key, LONGEST_KEY)}' for key in state_dict if key not in expected]
     for key in expected.keys() & state_dict.keys():
         found, wanted = state_dict[key], expected[key]
         if found.shape != wanted.shape:
             wrong.append(f'shape of {key}: found {tuple(found.shape)}, expected {tuple(wanted.shape)}')
         elif found.dtype != wanted.dtype:
             wrong.append(f'dtype of {key}: found {found.dtype}, expected {wanted.dtype}')
+        elif not found.isfinite().all():
+            wrong.append(f'numbers of {key}: found NaN or infinity')
     if wrong:
         more = f'\n  ... and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
         listed = ''.join(f'\n  {line}' for line in sorted(wrong)[:LISTED])

@@ -13,6 +13,7 @@ from .checkpoint import read_checkpoint, sha256_of, write_checkpoint, write_safe
 from .conversion import (
     BACKBONE,
     EMA_KEYS,
+    LONGEST_KEY,
     STATE_DICT_KEYS,
     SWAPPED_EMA_KEY,
     Conversion,
@@ -23,7 +24,7 @@ from .conversion import (
     get_state_dict,
     rename,
 )
-from .errors import UserError
+from .errors import UserError, printable
 from .launch import load_config
 from .models import build_skeleton, released_classifier, released_model_cfg
 from .paths import CONFIGS, PROJECT_ROOT
@@ -58,7 +59,9 @@ class Report:
         renamed = sum(new != old for new, old in self.conversion.mapped.items())
         same = f' (already in {self.target} form, the weights are the same)' if layout.target == self.target else ''
         reasons = dict.fromkeys(self.left_out.values())
-        left_out = [f'{why}: {", ".join(key for key in self.left_out if self.left_out[key] == why)}' for why in reasons]
+        left_out = [
+            f'{why}: {", ".join(_shown(key) for key in self.left_out if self.left_out[key] == why)}' for why in reasons
+        ]
         rows = [
             ('source', f'{self.source}, sha256 {self.sha256}'),
             ('layout', f'{layout}{same}'),
@@ -82,6 +85,10 @@ class Report:
             return shlex.join(['python', _tool('test'), config, str(self.destination)])
         option = f'model.backbone.init_cfg.checkpoint={self.destination}'
         return shlex.join(['python', _tool('train'), config, '--cfg-options', option])
+
+
+def _shown(key: str) -> str:
+    return printable(key, LONGEST_KEY)
 
 
 def _tool(name: str) -> str:
@@ -132,7 +139,7 @@ def convert_file(
 def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, str]:
     """What stands in a file beside the weights that were taken."""
     others = [key for key in checkpoint if key not in ('meta', weights_key)] if weights_key else []
-    return {key: NOT_WEIGHTS.get(key, 'not weights') for key in others}
+    return {str(key): NOT_WEIGHTS.get(key, 'not weights') for key in others}
 
 
 def convert_meta(meta: object, target: str, num_classes: int | None = None) -> dict:
@@ -147,13 +154,23 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
     known = meta.get('dataset_meta') if isinstance(meta.get('dataset_meta'), Mapping) else {}
     classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
     kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
-    if not isinstance(classes, list | tuple):
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         if num_classes != len(ADE20KDataset.METAINFO['classes']):
             return kept
         classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']
+    if not _is_palette(palette):
+        palette = None
     if target == 'legacy':
         return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
     return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
+
+
+def _is_palette(palette: object) -> bool:
+    """Whether this is one colour a class, three numbers up to 255 each."""
+    return isinstance(palette, list | tuple) and all(
+        isinstance(colour, list | tuple) and len(colour) == 3 and all(value in range(256) for value in colour)
+        for colour in palette
+    )
 
 
 def _expected(conversion: Conversion, config: str | None, target: str) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def released_digest(path: Path) -> str:
     """SHA-256 of the released file that this one is, or was converted from."""
     meta = read_checkpoint(path).get('meta')
     source = meta.get('source') if isinstance(meta, dict) else None
-    return source['sha256'] if source else sha256_of(path)
+    return source['sha256'] if isinstance(source, dict) and 'sha256' in source else sha256_of(path)
 
 
 def check_digest(name: str, digest: str, folder: Path) -> bool:

@@ -8,7 +8,8 @@ from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
 
 from .checkpoint import CheckpointError, read_checkpoint, sha256_of
-from .conversion import Conversion, check_fit, convert, get_state_dict, select_backbone
+from .conversion import LONGEST_KEY, Conversion, check_fit, convert, get_state_dict, select_backbone
+from .errors import printable
 from .released import find_checkpoint
 
 PRETRAINED = ('Pretrained', 'mmengine.Pretrained', PretrainedInit)
@@ -79,8 +80,9 @@ def load_pretrained(backbone: nn.Module, checkpoint: str) -> None:
 
 def log_loaded(what: str, path: Path, loaded: Collection[str], left_out: Collection[str]) -> None:
     """Say in one line of what file which tensors were loaded and which left out."""
+    names = ', '.join(printable(key, LONGEST_KEY) for key in left_out) or 'none'
     print_log(
         f'{what} weights: {path}, sha256 {sha256_of(path)}, {len(loaded)} tensors loaded, '
-        f'{len(left_out)} left out: {", ".join(left_out) or "none"}',
+        f'{len(left_out)} left out: {names}',
         logger='current',
     )

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .archs import ARCHS, STAGES
 from .backbone import RecNeXt
 from .checkpoint import read_checkpoint
-from .conversion import HEAD, check_fit, convert, detect_layout, get_state_dict, of_other_classes
-from .errors import UserError
+from .conversion import HEAD, LONGEST_KEY, check_fit, convert, detect_layout, get_state_dict, of_other_classes
+from .errors import UserError, printable
 from .heads import CLASSIFIER, TwoBranchHead
 from .released import read_releases
 
@@ -172,7 +172,7 @@ class TimmRecNeXt(RecNeXt):
         check_fit(weights, {key: own[key] for key in own if key not in left_out}, f'this {type(self).__name__}')
         self.load_state_dict({**own, **weights})
         if left_out:
-            logger.warning('%s: left out %s', checkpoint, ', '.join(left_out))
+            logger.warning('%s: left out %s', checkpoint, ', '.join(printable(key, LONGEST_KEY) for key in left_out))
 
 
 def _cfg(**kwargs: object) -> dict:
