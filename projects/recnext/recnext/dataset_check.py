@@ -3,19 +3,23 @@
 Both list the samples and apply :mod:`dataset_rules`; the cheap part to a few samples, and it stops at the first error.
 """
 
+import copy
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mmengine.config import ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
+from torch import nn
 
-from .dataset_rules import IGNORED, Finding, Sample, SampleRules, printable, raise_first
+from .dataset_rules import IGNORED, SHOWN, Finding, Sample, SampleRules, printable, raise_first
 from .image_reading import IMAGE_SUFFIXES
+from .resume import seed_generators
 
 LOOKED_AT = 20
 """How many samples of a dataset are read before a run: enough to see that they are made for other classes."""
@@ -230,10 +234,11 @@ def check_together(listing: Listing, samples: Sequence[Sample]) -> Iterator[Find
         return
     if listing.segmentation:
         yield from _check_numbering(listing, pixels)
-    for index, name in enumerate(listing.classes):
-        if not pixels[index]:
-            message = f'class {index}, {name.strip()!r}, never occurs in the {listing.split} set.'
-            yield Finding('absent', listing.folder, message)
+    absent = [name.strip() for index, name in enumerate(listing.classes) if not pixels[index]]
+    if absent:
+        named = ', '.join(absent[:SHOWN]) + (', ...' if len(absent) > SHOWN else '')
+        says = f'{len(absent)} of {len(listing.classes)} classes never occur in the {listing.split} set: {named}'
+        yield Finding('absent', listing.folder, says)
 
 
 def _check_numbering(listing: Listing, pixels: Counter) -> Iterator[Finding]:
@@ -295,8 +300,20 @@ def choose_strange(samples: Sequence[Sample], number: int = PREPARED) -> list[Sa
     return [by_size[size] for size in dict.fromkeys(size for group in zip(*ranked) for size in group)][:number]
 
 
-def prepare(listing: Listing, samples: Sequence[Sample]) -> tuple[list[tuple[Sample, dict]], list[Finding]]:
-    """Put samples through the pipeline of their dataset.
+class Prepared(NamedTuple):
+    """A sample on its way into the network."""
+
+    sample: Sample
+    data: dict
+    """What the pipeline makes of it: ``inputs`` (3, H, W) and ``data_samples``."""
+    batch: dict
+    """What the preprocessor makes of it alone: ``inputs`` (1, 3, H, W), normalised and padded."""
+
+
+def prepare(
+    listing: Listing, samples: Sequence[Sample], preprocessor: nn.Module
+) -> tuple[list[Prepared], list[Finding]]:
+    """Put samples through the pipeline of their dataset and what stands behind it, the preprocessor of the model.
 
     Returns:
         The samples with what the network gets of each, and those that fail.
@@ -304,35 +321,37 @@ def prepare(listing: Listing, samples: Sequence[Sample]) -> tuple[list[tuple[Sam
     init_default_scope('mmseg' if listing.segmentation else 'mmpretrain')
     pipeline = Compose(listing.dataset.get('pipeline') or ())
     prepared, findings = [], []
-    for sample in samples:
+    for place, sample in enumerate(samples):
+        seed_generators(place)  # the same samples look the same again
         path = sample.info['img_path']
         try:
-            prepared.append((sample, pipeline(dict(sample.info))))
+            data = pipeline(copy.deepcopy(sample.info))
+            batch = _collate(preprocessor, [copy.deepcopy(data)], listing.split == 'train')
         except Exception as error:  # transforms fail in any way
-            size = ' × '.join(map(str, sample.size or ()))
-            message = f'{printable(path)} ({size}) cannot be prepared by the pipeline of {listing.split}: '
-            findings.append(Finding('pipeline', path, f'{message}{type(error).__name__}: {_first_line(error)}'))
+            message = f'{printable(path)} ({_cross(sample.size or ())}) cannot be prepared by the pipeline of '
+            message += f'{listing.split}: {type(error).__name__}: {first_line(error)}'
+            findings.append(Finding('pipeline', path, message))
+        else:
+            prepared.append(Prepared(sample, data, batch))
     return prepared, findings
 
 
-def check_batch(listing: Listing, prepared: Sequence[tuple[Sample, dict]], preprocessor: object) -> Iterator[Finding]:
-    """Whether samples can be in one batch of training."""
+def _collate(preprocessor: nn.Module, data: Sequence[dict], training: bool) -> dict:
+    return preprocessor({key: [one[key] for one in data] for key in ('inputs', 'data_samples')}, training)
+
+
+def check_batch(listing: Listing, prepared: Sequence[Prepared], preprocessor: nn.Module) -> Iterator[Finding]:
+    """Whether samples can be in one batch of training; they are used up."""
     if len(prepared) < 2:
         return
     try:
-        preprocessor(
-            dict(
-                inputs=[data['inputs'] for _, data in prepared],
-                data_samples=[data['data_samples'] for _, data in prepared],
-            ),
-            True,
-        )
+        _collate(preprocessor, [one.data for one in prepared], True)
     except Exception as error:
-        sizes = {tuple(data['inputs'].shape[-2:]): sample.info['img_path'] for sample, data in prepared}
+        sizes = {tuple(one.data['inputs'].shape[-2:]): one.sample.info['img_path'] for one in prepared}
         named = '\n  '.join(f'{_cross(size)}: {printable(path)}' for size, path in list(sizes.items())[:3])
         message = (
             f'Images of the {listing.split} set reach the batch in {len(sizes)} sizes, which cannot be stacked; crop '
-            f'or resize them to one, or set model.data_preprocessor.size. ({_first_line(error)})\n  {named}'
+            f'or resize them to one, or set model.data_preprocessor.size. ({first_line(error)})\n  {named}'
         )
         yield Finding('batch', next(iter(sizes.values())), message)
 
@@ -341,5 +360,6 @@ def _cross(size: tuple[int, ...]) -> str:
     return ' × '.join(map(str, size))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, in short."""
     return (str(error).strip().splitlines() or [''])[0]

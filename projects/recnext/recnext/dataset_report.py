@@ -21,6 +21,7 @@ from .ahead import completed
 from .checkpoint import write_atomically
 from .dataset_check import (
     Listing,
+    Prepared,
     check_batch,
     check_leaks,
     check_together,
@@ -185,7 +186,7 @@ def _try_preparing(
     cfg: Config, listing: Listing, samples: Sequence[Sample], preprocessor: torch.nn.Module
 ) -> Iterable[Finding]:
     """What the strangest of the images do to the pipeline, and in training to a batch."""
-    prepared, findings = prepare(listing, choose_strange(samples))
+    prepared, findings = prepare(listing, choose_strange(samples), preprocessor)
     yield from findings
     if listing.split == 'train' and cfg.train_dataloader.get('batch_size', 1) > 1:
         yield from check_batch(listing, prepared, preprocessor)
@@ -268,7 +269,7 @@ def _show(report: dict, files: Sequence[Path]) -> None:
 
 
 def draw_classes(checked: Checked, file: object) -> None:
-    """Bars of every class, the most frequent first: its share of the pixels, and the images it is in; a PNG."""
+    """Bars of the classes that occur, the most frequent first: share of the pixels, and of the images; a PNG."""
     from matplotlib.figure import Figure
 
     known = [(listing, samples) for listing, samples in checked if listing.classes]
@@ -278,10 +279,11 @@ def draw_classes(checked: Checked, file: object) -> None:
         pixels, images = _count(samples)
         total = sum(count for label, count in pixels.items() if label != IGNORED) or 1
         tables.append((listing, [(pixels[i] / total, images[i] / max(len(samples), 1)) for i in range(len(names))]))
-    order = sorted(range(len(names)), key=lambda index: tables[0][1][index])
+    occurring = [index for index in range(len(names)) if any(rows[index][1] for _, rows in tables)]
+    order = sorted(occurring, key=lambda index: tables[0][1][index])
     panels = (0, 1) if known[0][0].segmentation else (0,)
     thickness = 0.8 / len(tables)
-    figure = Figure(figsize=(6 * len(panels) + 1, 1.4 + 0.22 * max(len(names), 4)), layout='constrained')
+    figure = Figure(figsize=(6 * len(panels) + 1, 1.4 + 0.22 * max(len(order), 4)), layout='constrained')
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]):
         for place, (listing, rows) in enumerate(tables):
             heights = np.arange(len(order)) + 0.4 - (place + 0.5) * thickness
@@ -301,15 +303,15 @@ def draw_classes(checked: Checked, file: object) -> None:
             axes.set_xticks([0, 0.1, 1, 10, 100], ['0', '0.1', '1', '10', '100'])
         axes.set_xlim(left=0)
     axes.legend(loc='lower right', fontsize=8)
-    figure.suptitle('Classes of the dataset; in red what never occurs in one of the sets', fontsize=10)
+    figure.suptitle(f'{len(order)} of {len(names)} classes occur; those in red not in every set', fontsize=10)
     figure.savefig(file, dpi=90, format='png')
 
 
 def _write_sheet(listing: Listing, samples: Sequence[Sample], preprocessor: torch.nn.Module, out: Path) -> list[Path]:
     """A picture of samples as the network gets them; none where there are none."""
     sound = [sample for sample in samples if sample.sound]
-    prepared, _ = prepare(listing, [sound[index] for index in spread(len(sound), ON_SHEET)])
-    cells = [_cell(listing, sample, data, preprocessor) for sample, data in prepared]
+    prepared, _ = prepare(listing, [sound[index] for index in spread(len(sound), ON_SHEET)], preprocessor)
+    cells = [_cell(listing, one, preprocessor) for one in prepared]
     if not cells:
         return []
     path = out / f'check_dataset_{listing.split}.png'
@@ -317,15 +319,12 @@ def _write_sheet(listing: Listing, samples: Sequence[Sample], preprocessor: torc
     return [path]
 
 
-def _cell(
-    listing: Listing, sample: Sample, data: dict, preprocessor: torch.nn.Module
-) -> tuple[str, np.ndarray, set[int]]:
+def _cell(listing: Listing, prepared: Prepared, preprocessor: torch.nn.Module) -> tuple[str, np.ndarray, set[int]]:
     """Caption, picture and labels of a sample: what leaves the preprocessor, with normalisation undone.
 
     With an annotation, the image stands beside the image under its classes; ignored pixels are left as they are.
     """
-    training = listing.split == 'train'
-    batch = preprocessor(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]), training)
+    sample, batch = prepared.sample, prepared.batch
     image = batch['inputs'][0]
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
@@ -359,11 +358,11 @@ def _draw_sheet(listing: Listing, cells: Sequence[tuple[str, np.ndarray, set[int
     wide = 13 / columns
     legend = sorted({label for _, _, labels in cells for label in labels if label < len(listing.classes)})
     below = 0.25 * -(-len(legend) // 6) + 0.2
-    height = rows * (wide * min(ratio, 2) + 0.45) + 0.5
+    height = rows * (wide * min(ratio, 2) + 0.3) + 0.5
     figure = Figure(figsize=(13, height + below), dpi=100)
     grid = figure.subplots(rows, columns, squeeze=False)
     bottom, top = (below / (height + below), 1 - 0.55 / (height + below))
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom, top=top, wspace=0.03, hspace=0.22)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=bottom, top=top, wspace=0.03, hspace=0.12)
     for axes in grid.flat:
         axes.axis('off')
     for axes, (caption, picture, _) in zip(grid.flat, cells):

@@ -16,7 +16,7 @@ IGNORED = 255
 """The label of pixels that count neither in training nor in testing."""
 
 SHOWN = 10
-"""Labels that one message names."""
+"""Labels or classes that one message names."""
 
 ERROR, WARNING, NOTE = LEVELS = ('error', 'warning', 'note')
 
@@ -142,6 +142,7 @@ class SampleRules:
         if self.load_labels is None:
             return Sample(info, findings, size, {int(info['gt_label']): 1}, digest)
         try:
+            findings += _check_pixels(info['seg_map_path'])
             labels = self._load(self.load_labels, info, 'seg_map_path', 'gt_seg_map')
             counts, more = self._check_labels(labels, info, size)
             findings += more
@@ -173,12 +174,9 @@ class SampleRules:
     ) -> tuple[dict[int, int], list[Finding]]:
         """Counts of the labels of an annotation, and what is wrong with it."""
         path, expected = info['seg_map_path'], self._expected()
-        findings = _check_mode(path)
-        if labels.ndim == 3:
+        findings = []
+        if labels.ndim != 2:
             raise _Refused('channels', path, f'has {labels.shape[-1]} channels; {expected}')
-        if labels.ndim < 2:  # mmseg squeezes annotations
-            why = 'is one pixel high or wide, which LoadAnnotations does not take. Leave it out, or pad it.'
-            raise _Refused('channels', path, why)
         values, numbers = np.unique(labels, return_counts=True)
         counts = dict(zip(values.tolist(), numbers.tolist()))
         wrong = [label for label in counts if not 0 <= label < self.num_classes and label != IGNORED]
@@ -186,7 +184,7 @@ class SampleRules:
             message = f'{printable(path)} is {_size(labels.shape)}, and its image {printable(info["img_path"])} '
             turned = ', as its camera has noted that it is to be turned (EXIF)' if labels.T.shape == size else ''
             findings.append(Finding('size', path, f'{message}{_size(size)}{turned}.'))
-        if wrong and not any(finding.kind == '16 bits' for finding in findings):
+        if wrong:
             shifted = ' after reduce_zero_label' if info.get('reduce_zero_label') else ''
             named = ', '.join(map(str, wrong[:SHOWN])) + (', ...' if len(wrong) > SHOWN else '')
             findings.append(Finding('labels', path, f'{printable(path)} has the labels {named}{shifted}; {expected}'))
@@ -213,10 +211,13 @@ def _size(shape: tuple[int, int]) -> str:
     return f'{shape[0]} × {shape[1]} (height × width)'
 
 
-def _check_mode(path: str) -> list[Finding]:
-    """What the kind of pixels in an annotation is worth saying."""
+def _check_pixels(path: str) -> list[Finding]:
+    """What is worth saying of the pixels in an annotation, before the loader squeezes them into 8 bits."""
     try:
         with Image.open(path) as image:
+            if 1 in image.size:
+                why = 'is one pixel high or wide, which LoadAnnotations does not take. Leave it out, or pad it.'
+                raise _Refused('channels', path, why)
             if image.mode == 'P':
                 return [Finding('palette', path, f'{printable(path)} is a palette image.')]
             if not image.mode.startswith(('I', 'F')):
@@ -225,8 +226,8 @@ def _check_mode(path: str) -> list[Finding]:
     except (OSError, ValueError):  # whatever the pipeline's own loader reads
         return []
     if values.min() < 0 or values.max() > 255:
-        said = f'{printable(path)} has labels from {values.min()} to {values.max()}; LoadAnnotations keeps 8 bits only.'
-        return [Finding('16 bits', path, f'{said} Write labels below 255 in a PNG of 8 bits.')]
+        why = f'has labels from {values.min()} to {values.max()}; LoadAnnotations keeps 8 bits only.'
+        raise _Refused('16 bits', path, f'{why} Write labels below 255 in a PNG of 8 bits.')
     return [Finding('wide labels', path, f'{printable(path)} is an image of more than 8 bits ({image.mode}).')]
 
 
