@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import write_tiny_config
 
 from projects.recnext.recnext import dataset_report, launch
-from projects.recnext.recnext.dataset_rules import KINDS, _is_cut_off, printable
+from projects.recnext.recnext.dataset_rules import KINDS, is_cut_off, printable
 from projects.recnext.recnext.errors import UserError
 from projects.recnext.recnext.sample_scenes import write_dataset
 
@@ -306,12 +306,12 @@ def test_classifiers(tmp_path):
     ]
 
 
-def test_a_jpeg_is_cut_off_or_not(sound):
+def test_a_jpegis_cut_off_or_not(sound):
     content = (sound / image(0)).read_bytes()
-    assert not _is_cut_off(content) and not _is_cut_off(content + b'behind the end')
-    assert all(_is_cut_off(content[:end]) for end in (3, 20, len(content) // 2, len(content) - 1))
+    assert not is_cut_off(content) and not is_cut_off(content + b'behind the end')
+    assert all(is_cut_off(content[:end]) for end in (3, 20, len(content) // 2, len(content) - 1))
     thumbnail = b'\xff\xe1' + (len(content) + 2).to_bytes(2, 'big') + content
-    assert _is_cut_off(content[:2] + thumbnail + content[2:-40])
+    assert is_cut_off(content[:2] + thumbnail + content[2:-40])
 
 
 def test_the_cheap_part_goes_by_the_same_rules(scenes, tmp_path):

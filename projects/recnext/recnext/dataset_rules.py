@@ -142,7 +142,7 @@ class SampleRules:
         if self.load_labels is None:
             return Sample(info, findings, size, {int(info['gt_label']): 1}, digest)
         try:
-            findings += _check_pixels(info['seg_map_path'])
+            findings += check_pixels(info['seg_map_path'])
             labels = self._load(self.load_labels, info, 'seg_map_path', 'gt_seg_map')
             counts, more = self._check_labels(labels, info, size)
             findings += more
@@ -157,7 +157,7 @@ class SampleRules:
             content = Path(path).read_bytes()
         except OSError as error:
             raise _Refused('unreadable', path, f'cannot be read: {error.strerror}.') from None
-        if not content or _is_cut_off(content):
+        if not content or is_cut_off(content):
             why = 'truncated; its end is missing' if content else 'an empty file'
             raise _Refused('unreadable', path, f'cannot be read: {why}.')
         return hashlib.blake2b(content, digest_size=16).digest()
@@ -211,8 +211,8 @@ def _size(shape: tuple[int, int]) -> str:
     return f'{shape[0]} × {shape[1]} (height × width)'
 
 
-def _check_pixels(path: str) -> list[Finding]:
-    """What is worth saying of the pixels in an annotation, before the loader squeezes them into 8 bits."""
+def check_pixels(path: str) -> list[Finding]:
+    """What is worth saying of the pixels in an annotation, which the loader squeezes into two dimensions and 8 bits."""
     try:
         with Image.open(path) as image:
             if 1 in image.size:
@@ -240,7 +240,7 @@ def _describe(error: Exception, path: str) -> str:
     return str(getattr(error, 'strerror', None) or error or type(error).__name__).strip().rstrip('.')
 
 
-def _is_cut_off(content: bytes) -> bool:
+def is_cut_off(content: bytes) -> bool:
     """Whether a JPEG lacks its end; OpenCV before version 5 decodes such a one, with a grey rest."""
     if content[:2] != b'\xff\xd8':
         return False

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 
 from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
 from .conversion import ConversionError
 from .dataset_check import check_before_run, leaves
+from .dataset_guard import GuardedRunner
 from .deployable import DeployableModel
 from .distributed import joined_processes
 from .engine import use_bfloat16
@@ -136,7 +136,7 @@ def train(
 
 
 def _run_training(cfg: Config) -> None:
-    runner = Runner.from_cfg(cfg)
+    runner = GuardedRunner.from_cfg(cfg)
     runner.logger.info(describe_batch(cfg, runner.world_size))
     if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
@@ -266,7 +266,7 @@ def test(
     for folder in filter(None, (cfg.work_dir, out, show_dir)):
         make_folder(folder)
     with joined_processes(cfg):
-        return Runner.from_cfg(cfg).test()
+        return GuardedRunner.from_cfg(cfg).test()
 
 
 def add_hook(cfg: Config, kind: str, **arguments: object) -> None:
