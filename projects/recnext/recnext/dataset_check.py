@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from .dataset_rules import IGNORED, SHOWN, Finding, Sample, SampleRules, printable, raise_first
@@ -334,6 +334,14 @@ def prepare(
         else:
             prepared.append(Prepared(sample, data, batch))
     return prepared, findings
+
+
+def build_preprocessor(cfg: Config, segmentation: bool) -> nn.Module:
+    """What stands between the batches of the dataloader and the network of a config."""
+    scope, kind = ('mmseg', 'SegDataPreProcessor') if segmentation else ('mmpretrain', 'ClsDataPreprocessor')
+    init_default_scope(scope)
+    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    return MODELS.build({'type': kind, '_scope_': scope, **settings})
 
 
 def _collate(preprocessor: nn.Module, data: Sequence[dict], training: bool) -> dict:

@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
 from .ahead import completed
 from .checkpoint import write_atomically
+from .config_check import check_keys
 from .dataset_check import (
     Listing,
     Prepared,
+    build_preprocessor,
     check_batch,
     check_leaks,
     check_together,
@@ -74,6 +75,7 @@ def check_dataset(
         UserError: the config has no such split; or, in the end, that training would go wrong.
     """
     cfg = load_config(config, cfg_options)
+    check_keys(cfg)
     set_work_dir(cfg, config, work_dir)
     segmentation, num_classes = is_segmentor(cfg), build_skeleton(cfg.model).num_classes
     listings = [
@@ -85,7 +87,7 @@ def check_dataset(
     seconds = time.monotonic() - began
     findings = [(listing, finding) for listing, samples in checked for finding in _found_in(listing, samples)]
     findings += [(_named(checked, finding), finding) for finding in check_leaks(checked)]
-    preprocessor = _build_preprocessor(cfg)
+    preprocessor = build_preprocessor(cfg, segmentation)
     out = Path(cfg.work_dir)
     pictures = []
     for listing, samples in checked:
@@ -171,15 +173,6 @@ def _named(checked: Checked, finding: Finding) -> Listing:
         for listing, samples in checked
         if listing.split != 'train' and any(sample.info['img_path'] == finding.path for sample in samples)
     )
-
-
-def _build_preprocessor(cfg: Config) -> torch.nn.Module:
-    """What stands between the batches of the dataloader and the network."""
-    segmentation = is_segmentor(cfg)
-    init_default_scope('mmseg' if segmentation else 'mmpretrain')
-    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    kind = 'SegDataPreProcessor' if segmentation else 'ClsDataPreprocessor'
-    return MODELS.build({'type': kind, '_scope_': 'mmseg' if segmentation else 'mmpretrain', **settings})
 
 
 def _try_preparing(

@@ -4,16 +4,18 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
+from .config_check import check_fit, check_keys
 from .conversion import ConversionError
 from .dataset_check import check_before_run, leaves
 from .dataset_guard import GuardedRunner
 from .deployable import DeployableModel
-from .distributed import joined_processes
+from .distributed import find_place, joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
 from .models import build_skeleton
@@ -113,9 +115,12 @@ def train(
         UserError: what is missing or does not fit, before the first iteration.
     """
     cfg = load_config(config, cfg_options)
+    check_keys(cfg)
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('train', 'val'))
+    together = find_place(launcher).world_size if cfg.get('sync_bn') and torch.cuda.is_available() else 1
+    check_fit(cfg, is_segmentor(cfg), together)
     if amp:
         use_bfloat16(cfg)
     if auto_scale_lr:
@@ -236,6 +241,7 @@ def test(
         UserError: what is missing or does not fit, before anything is written.
     """
     cfg = load_config(config, cfg_options)
+    check_keys(cfg)
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
