@@ -1,9 +1,12 @@
 """Every defect of a dataset, planted in a copy of sound data: found, by file, and nothing else is."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -251,6 +254,26 @@ def test_numbering(tmp_path, values, reduce, kind, words):
     assert bool(error) == (kind == 'numbering')
     wrong = [finding for finding in report['findings'] if finding['kind'] == 'labels']
     assert bool(wrong) == (kind == 'numbering' and 255 not in values)
+
+
+def test_a_test_set_without_annotations(scenes, tmp_path):
+    shutil.rmtree(scenes / 'annotations' / 'validation')
+    bare = "test_dataloader['dataset'].update(data_prefix=dict(_delete_=True, img_path='images/validation'))\n"
+    bare += "test_dataloader['dataset']['pipeline'] = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]\n"
+    report, error = check(write_tiny_config(tmp_path, scenes, bare), tmp_path / 'work', splits=['test'], pictures=True)
+    assert not error and found(report, scenes) == [] and report['images'] == 2
+
+
+def test_a_decompression_bomb(scenes, tmp_path):
+    small = io.BytesIO()
+    Image.new('L', (8, 8)).save(small, 'PNG')
+    content = bytearray(small.getvalue())
+    content[16:24] = struct.pack('>II', 60000, 60000)
+    content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    for file in (labels(1), image(2)):
+        (scenes / file).write_bytes(content)
+    report, error = check(write_tiny_config(tmp_path, scenes), tmp_path / 'work')
+    assert error and found(report, scenes) == [('unreadable', 'train', labels(1)), ('unreadable', 'train', image(2))]
 
 
 def test_classes_of_dataset_and_head(sound, tmp_path):

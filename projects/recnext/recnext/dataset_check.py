@@ -124,9 +124,10 @@ def _list_pairs(dataset: dict, split: str, num_classes: int) -> Listing:
             f'{split}_dataloader.dataset.metainfo, and set model.decode_head.num_classes to their number.',
         )
     known = files[images] | files[annotations]
+    wanted = any(str(step.get('type')).endswith('LoadAnnotations') for step in dataset.get('pipeline') or ())
     for info in samples:
-        path = info.get('seg_map_path') or ''
-        if path in known or os.path.exists(path):
+        path = info.get('seg_map_path')
+        if (path is None and not wanted) or path in known or os.path.exists(path or ''):
             listing.samples.append(info)
     there = {info['img_path'] for info in listing.samples}
     missing = [info for info in samples if info['img_path'] not in there]

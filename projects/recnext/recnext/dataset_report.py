@@ -328,6 +328,8 @@ def _cell(listing: Listing, prepared: Prepared, preprocessor: torch.nn.Module) -
     if not listing.segmentation:
         label = int(sample.info['gt_label'])
         return f'{name}\n{listing.classes[label] if label < len(listing.classes) else label}', picture, set()
+    if 'gt_sem_seg' not in batch['data_samples'][0]:
+        return name, picture, set()
     labels = batch['data_samples'][0].gt_sem_seg.data[0].numpy()
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(listing.palette)] = listing.palette

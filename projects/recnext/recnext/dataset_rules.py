@@ -139,8 +139,9 @@ class SampleRules:
         except _Refused as refused:
             findings.append(refused.finding)
             size = None
-        if self.load_labels is None:
-            return Sample(info, findings, size, {int(info['gt_label']): 1}, digest)
+        if self.load_labels is None or 'seg_map_path' not in info:
+            counts = {int(info['gt_label']): 1} if 'gt_label' in info else {}
+            return Sample(info, findings, size, counts, digest)
         try:
             findings += check_pixels(info['seg_map_path'])
             labels = self._load(self.load_labels, info, 'seg_map_path', 'gt_seg_map')
@@ -223,7 +224,9 @@ def check_pixels(path: str) -> list[Finding]:
             if not image.mode.startswith(('I', 'F')):
                 return []
             values = np.asarray(image)
-    except (OSError, ValueError):  # whatever the pipeline's own loader reads
+    except _Refused:
+        raise
+    except Exception:  # the pipeline's own loader will say why, or read it all the same
         return []
     if values.min() < 0 or values.max() > 255:
         why = f'has labels from {values.min()} to {values.max()}; LoadAnnotations keeps 8 bits only.'
