@@ -348,11 +348,11 @@ def test_the_cheap_part_goes_by_the_same_rules(scenes, tmp_path):
 def test_as_a_command(scenes, ade20k_sample, tmp_path):
     cut(scenes / image(2))
     result = run_tool('check_dataset', write_tiny_config(tmp_path, scenes), '--work-dir', tmp_path / 'work')
-    assert_user_error(result, '1 errors', 'check_dataset.json')
+    assert_user_error(result, '1 error,', 'check_dataset.json')
     assert f'{scenes / image(2)} cannot be read: truncated' in result.stdout
     options = ['--split', 'val', '--data-root', ade20k_sample, '--work-dir', tmp_path / 'real']
     real = run_tool('check_dataset', config_of('m3'), *options)
-    assert real.returncode == 0 and '3 images' in real.stdout and 'No errors, 1 warnings.' in real.stdout
+    assert real.returncode == 0 and '3 images' in real.stdout and 'No errors, 1 warning.' in real.stdout
 
 
 def test_wrong_use(tmp_path, sound):

@@ -256,9 +256,14 @@ def _show(report: dict, files: Sequence[Path]) -> None:
     errors, warnings = (sum(finding['level'] == level for finding in report['findings']) for level in (ERROR, WARNING))
     if errors:
         raise UserError(
-            f'Training or testing would go wrong: {errors} errors, {warnings} warnings. All are in {files[0]}'
+            f'Training or testing would go wrong: {_number(errors, ERROR)}, {_number(warnings, WARNING)}. '
+            f'All are in {files[0]}'
         )
-    print(f'No errors, {warnings} warnings.')
+    print(f'No errors, {_number(warnings, WARNING)}.')
+
+
+def _number(count: int, word: str) -> str:
+    return f'{count} {word}' if count == 1 else f'{count} {word}s'
 
 
 def draw_classes(checked: Checked, file: object) -> None:
@@ -295,7 +300,8 @@ def draw_classes(checked: Checked, file: object) -> None:
             axes.set_xscale('symlog', linthresh=0.1)
             axes.set_xticks([0, 0.1, 1, 10, 100], ['0', '0.1', '1', '10', '100'])
         axes.set_xlim(left=0)
-    axes.legend(loc='lower right', fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), fontsize=8, frameon=False)
     figure.suptitle(f'{len(order)} of {len(names)} classes occur; those in red not in every set', fontsize=10)
     figure.savefig(file, dpi=90, format='png')
 
