@@ -16,8 +16,8 @@ from mmseg.registry import MODELS
 from projects.recnext.recnext import pretrained
 from projects.recnext.recnext.checkpoint import read_checkpoint, sha256_of
 from projects.recnext.recnext.conversion import convert
+from projects.recnext.recnext.dataset_check import check_before_run
 from projects.recnext.recnext.errors import UserError
-from projects.recnext.recnext.launch import check_image_folders
 from projects.recnext.recnext.sample_objects import OBJECTS, cut_objects, write_objects
 from projects.recnext.recnext.sample_scenes import make_scene
 
@@ -98,11 +98,11 @@ def test_bad_folders_are_named(objects, tmp_path):
         (objects, 1000, 'has 8 folders, and the network 1000 classes'),
     ):
         with pytest.raises(UserError, match=words):
-            check_image_folders({**dataset, 'data_root': str(root)}, 'val', classes)
+            check_before_run({**dataset, 'data_root': str(root)}, 'val', classes, segmentation=False)
     for name in OBJECTS:
         (tmp_path / 'val' / name).mkdir(parents=True)
     with pytest.raises(UserError, match=r'8 folders of the val set have no images, such as .*bed'):
-        check_image_folders({**dataset, 'data_root': str(tmp_path)}, 'val', 8)
+        check_before_run({**dataset, 'data_root': str(tmp_path)}, 'val', 8, segmentation=False)
 
 
 @pytest.mark.parametrize('form', ['legacy', 'timm', 'mmpretrain', 'mmseg1'])

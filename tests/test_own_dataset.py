@@ -65,15 +65,29 @@ def guide(real_m3, tmp_path_factory) -> Guide:
     mirror = tmp_path_factory.mktemp('mirror')
     (mirror / 'recnext_m3_ade20k.pth').symlink_to(real_m3)
     guide.run('draw.py')
+    guide.checked = guide.run('check_dataset')
     guide.run('download_checkpoint', f'--base-url {mirror} --dir checkpoints')
     guide.said = guide.run('tools/train.py')
     return guide
 
 
 def test_every_command_of_the_guide_is_run_here():
-    commands = ['draw.py', 'download_checkpoint', 'tools/train.py', 'dist_train.sh', 'tools/test.py', 'infer.py']
+    commands = [
+        'draw.py',
+        'check_dataset',
+        'download_checkpoint',
+        'tools/train.py',
+        'dist_train.sh',
+        'tools/test.py',
+        'infer.py',
+    ]
     assert len(blocks('bash')) == len(commands)
     assert all(word in block and block.count('\n') == 1 for word, block in zip(commands, blocks('bash')))
+
+
+def test_the_pictures_and_labels_are_sound(guide):
+    assert 'No errors, 0 warnings.' in guide.checked and 'train: 24 images, 3 of 3 classes occur' in guide.checked
+    assert (guide.folder / 'work_dirs' / 'small' / 'check_dataset_train.png').exists()
 
 
 def test_training_keeps_all_but_the_classifier_and_says_so_in_one_line(guide):

@@ -1,20 +1,21 @@
 """Training and testing behind the command lines: a config, checked, with the options applied, in MMEngine's Runner."""
 
-import copy
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.registry import DATASETS
 
 from .checkpoint import find_newest_checkpoint, read_checkpoint, remove_partial_files
+from .config_check import check_fit, check_keys
 from .conversion import ConversionError
+from .dataset_check import check_before_run, leaves
+from .dataset_guard import GuardedRunner
 from .deployable import DeployableModel
-from .distributed import joined_processes
+from .distributed import find_place, joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
 from .evaluation_record import EvaluationRecordHook
@@ -31,12 +32,6 @@ TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_schedu
 
 TRAINING_STATE = ('optimizer', 'message_hub')
 """What a checkpoint holds beside the weights if training can go on from it."""
-
-ANNOTATIONS_LOOKED_AT = 20
-"""How many of a dataset are read before a run; enough to see that they are made for other classes."""
-
-IGNORED = 255
-"""The label of pixels that count neither in training nor in testing."""
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
@@ -121,9 +116,12 @@ def train(
         UserError: what is missing or does not fit, before the first iteration.
     """
     cfg = load_config(config, cfg_options)
+    check_keys(cfg)
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('train', 'val'))
+    together = find_place(launcher).world_size if cfg.get('sync_bn') and torch.cuda.is_available() else 1
+    check_fit(cfg, is_segmentor(cfg), together)
     if amp:
         use_bfloat16(cfg)
     if auto_scale_lr:
@@ -144,7 +142,7 @@ def train(
 
 
 def _run_training(cfg: Config) -> None:
-    runner = Runner.from_cfg(cfg)
+    runner = GuardedRunner.from_cfg(cfg)
     runner.logger.info(describe_batch(cfg, runner.world_size))
     if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
@@ -245,6 +243,7 @@ def test(
         UserError: what is missing or does not fit, before anything is written.
     """
     cfg = load_config(config, cfg_options)
+    check_keys(cfg)
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
@@ -279,7 +278,7 @@ def test(
 
 
 def _run_test(cfg: Config) -> dict[str, float]:
-    runner = Runner.from_cfg(cfg)
+    runner = GuardedRunner.from_cfg(cfg)
     runner.register_hook(EvaluationRecordHook())
     return runner.test()
 
@@ -302,95 +301,16 @@ def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> 
         UserError: there are no images, images without an annotation, or annotations for other classes.
     """
     num_classes = build_skeleton(cfg.model).num_classes
-    check = check_dataset if is_segmentor(cfg) else check_image_folders
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in _leaves(loader.dataset) if loader else ():
-            root = data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root
-            dataset.data_root = str(root)
-            check(dataset, split, num_classes)
+        for dataset in leaves(loader.dataset) if loader else ():
+            point_at_data(dataset, data_root)
+            check_before_run(dataset, split, num_classes, is_segmentor(cfg))
 
 
-def check_dataset(dataset: ConfigDict, split: str, num_classes: int) -> None:
-    """Make sure that a dataset has images, each an annotation, and the first of these labels for so many classes.
-
-    Raises:
-        UserError: naming the folder, the first missing annotation and how many there are, or the labels found.
-    """
-    init_default_scope('mmseg')
-    advice = '\n  Name the folder that holds images/ and annotations/ with --data-root.'
-    try:
-        built = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': False})
-        samples = [built.get_data_info(index) for index in range(len(built))]
-    except OSError as error:
-        raise UserError(f'The {split} set is not at {error.filename}, which does not exist.{advice}') from None
-    except ValueError:  # numpy's, from mmengine: a list of nothing
-        samples = []
-    if not samples:
-        where = Path(dataset.data_root, dataset.data_prefix.img_path)
-        raise UserError(f'The {split} set has no images: nothing in {where} that the config looks for.{advice}')
-    missing = [info['seg_map_path'] for info in samples if not Path(info.get('seg_map_path', '.')).exists()]
-    if missing:
-        raise UserError(f'The {split} set lacks {len(missing)} of {len(samples)} annotations, such as {missing[0]}')
-    classes = built.metainfo.get('classes') or ()
-    if len(classes) != num_classes:
-        raise UserError(
-            f'The {split} set has {len(classes)} classes, the network {num_classes}. Name the classes in '
-            f'{split}_dataloader.dataset.metainfo, and set model.decode_head.num_classes to their number.'
-        )
-    for info in samples[:ANNOTATIONS_LOOKED_AT]:
-        check_labels(info, num_classes)
-
-
-def check_labels(info: dict, num_classes: int) -> None:
-    """Make sure that an annotation is an image of class numbers.
-
-    Args:
-        info: What the dataset knows of the sample.
-        num_classes: How many there are.
-
-    Raises:
-        UserError: it cannot be read, has several channels, or numbers of no class.
-    """
-    try:
-        labels = TRANSFORMS.build(dict(type='LoadAnnotations'))(copy.deepcopy(info))['gt_seg_map']
-    except OSError as error:
-        raise UserError(f'{info["seg_map_path"]} cannot be read: {error}') from None
-    if labels.ndim != 2:
-        found = f'{labels.shape[-1]} channels'
-    else:
-        wrong = [label for label in np.unique(labels).tolist() if num_classes <= label != IGNORED]
-        found = f'the labels {", ".join(map(str, wrong[:10]))}' if wrong else ''
-    if found:
-        shifted = ' after reduce_zero_label' if info['reduce_zero_label'] else ''
-        raise UserError(
-            f'{info["seg_map_path"]} has {found}{shifted}; expected a PNG of one channel with labels '
-            f'0 to {num_classes - 1}, and {IGNORED} for what does not count.'
-        )
-
-
-def check_image_folders(dataset: ConfigDict, split: str, num_classes: int) -> None:
-    """Make sure that a dataset in ImageNet's layout is there, with a folder of images for each class.
-
-    Raises:
-        UserError: naming the folder that is missing or empty, or how many there are.
-    """
-    built = DATASETS.build({**dataset, '_scope_': 'mmpretrain', 'pipeline': [], 'lazy_init': True})
-    folder = Path(built.img_prefix)
-    advice = '\n  Name the folder that holds train/ and val/ with --data-root.'
-    if not folder.is_dir():
-        raise UserError(f'The {split} set is not at {folder}, which does not exist.{advice}')
-    if built.ann_file:
-        return  # a list of files and classes, which mmpretrain reads
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    if len(classes) != num_classes:
-        raise UserError(
-            f'{folder} has {len(classes)} folders, and the network {num_classes} classes: expected one folder each. '
-            f'For other classes set model.head.num_classes.{advice}'
-        )
-    empty = [path for path in classes if not any(built.is_valid_file(file.name) for file in path.rglob('*'))]
-    if empty:
-        raise UserError(f'{len(empty)} folders of the {split} set have no images, such as {empty[0]}')
+def point_at_data(dataset: ConfigDict, data_root: str | None) -> None:
+    """Set a dataset's folder to ``data_root``, or to where the config's own is found."""
+    dataset.data_root = str(data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root)
 
 
 def test_set(cfg: Config) -> ConfigDict:
@@ -401,7 +321,7 @@ def test_set(cfg: Config) -> ConfigDict:
     """
     if not cfg.get('test_dataloader'):
         raise UserError('The config has no test_dataloader, whose pipeline says how images reach the network.')
-    return next(_leaves(cfg.test_dataloader.dataset))
+    return next(leaves(cfg.test_dataloader.dataset))
 
 
 def named_classes(cfg: Config) -> tuple[list[str], list[list[int]]]:
@@ -409,15 +329,6 @@ def named_classes(cfg: Config) -> tuple[list[str], list[list[int]]]:
     init_default_scope('mmseg')
     metainfo = DATASETS.build({**test_set(cfg), 'pipeline': [], 'lazy_init': True}).metainfo
     return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]
-
-
-def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inside = dataset.get('datasets') or ([dataset.dataset] if 'dataset' in dataset else [])
-    for part in inside:
-        yield from _leaves(part)
-    if not inside:
-        yield dataset
 
 
 def check_pretrained(cfg: Config) -> None:
