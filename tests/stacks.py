@@ -23,19 +23,22 @@ LOCK = ROOT / 'requirements.lock'
 REQUIREMENTS = (ROOT / 'requirements.txt', ROOT / 'requirements-dev.txt')
 
 CORE = (
-    'tests/test_compat.py',
+    'tests/test_compat.py::test_the_repairs_that_are_active_are_those_of_the_defects_that_are_there',
+    'tests/test_compat.py::test_packages_are_found_without_pkg_resources',
+    'tests/test_compat.py::test_mmengine_reads_its_own_checkpoints',
+    'tests/test_compat.py::test_downloads_are_read_without_running_them',
     'tests/test_checkpoint.py',
     'tests/test_conversion.py',
     'tests/test_segmentor.py',
     'tests/test_configs.py',
     'tests/test_backbone.py::test_golden_logits',
     'tests/test_classifier.py::test_golden_logits',
-    'tests/test_running.py::test_our_tool_gives_the_genuine_numbers_from_any_directory',
-    'tests/test_running.py::test_mmsegs_own_tool_gives_them_too',
-    'tests/test_running.py::test_inferencer_gives_them_too',
-    'tests/test_running.py::test_training_learns_then_tests_and_resumes',
+    'tests/test_running.py::test_our_tool_gives_the_genuine_numbers_from_any_directory[raw]',
+    'tests/test_running.py::test_inferencer_gives_them_too[raw]',
+    'tests/test_running.py::test_tensorboard_files',
+    'tests/test_running.py::test_options_of_the_network',
 )
-"""Importing, repairs, reading, conversion, the golden outputs, and the tools from training to label maps."""
+"""Importing, repairs, reading, conversion, the golden outputs, and the tools for training and testing."""
 
 SHOWN = ('torch', 'numpy', 'mmsegmentation', 'mmengine', 'mmcv', 'opencv-python', 'setuptools')
 """Columns of the table."""

@@ -13,7 +13,7 @@ from projects.recnext.recnext.compat import ACTIVE, REPAIRS
 
 @pytest.mark.parametrize('test', CORE)
 def test_the_core_is_there(test):
-    path, _, function = test.partition('::')
+    path, _, function = test.partition('[')[0].partition('::')
     assert f'\ndef {function or "test_"}' in (ROOT / path).read_text()
 
 
