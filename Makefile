@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | bench. The environment is made once, in .venv, and again only when the
-# requirements change. PYTHON chooses the interpreter. To keep a torch that is installed already:
-# make setup VENV_ARGS=--system-site-packages CONSTRAINTS=
+# make setup | demo | test | lint | bench | stacks | lock. The environment is made once, in .venv, and again only when
+# the requirements change, from files with the hashes of the lock. PYTHON chooses the interpreter. To keep a torch that
+# is installed already, with ranges instead of the lock: make setup VENV_ARGS=--system-site-packages LOCK=
 PYTHON ?= python3
 VENV_ARGS ?=
-CONSTRAINTS ?= -c constraints.txt
+LOCK ?= requirements.lock
 VENV := .venv
 RUN := $(VENV)/bin/python
 REQUIREMENTS := requirements.txt requirements-dev.txt
@@ -11,16 +11,16 @@ SCENES := data/sample-scenes
 DEMO_CONFIG := projects/recnext/configs/fpn_recnext-m0_1xb4-350_sample-scenes-128x128.py
 DEMO := work_dirs/demo
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench stacks lock
 
 setup: $(VENV)/installed
 
 # mmcv-lite would overwrite the files of a compiled mmcv: where that is installed, it stays.
-$(VENV)/installed: $(REQUIREMENTS) constraints.txt
+$(VENV)/installed: $(REQUIREMENTS) $(LOCK)
 	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
-	$(RUN) -m pip show --quiet mmcv 2>/dev/null && skip='^mmcv-lite' || skip='^-r'; \
-	    grep -hv -e '^-r' -e "$$skip" $(REQUIREMENTS) > $(VENV)/requirements.txt
-	$(RUN) -m pip install -r $(VENV)/requirements.txt $(CONSTRAINTS)
+	$(RUN) -m pip show --quiet mmcv 2>/dev/null && skip='^(-r|mmcv-lite)' || skip='^-r'; \
+	    awk -v skip="$$skip" '/^[^ ]/ { skipped = $$0 ~ skip } !skipped' $(or $(LOCK),$(REQUIREMENTS)) > $(VENV)/requirements.txt
+	$(RUN) -m pip install $(if $(LOCK),--require-hashes) -r $(VENV)/requirements.txt
 	touch $@
 
 $(SCENES): | setup
@@ -43,3 +43,12 @@ lint: setup
 # With the demo's weights where `make demo` has made them.
 bench: setup $(SCENES)
 	$(RUN) tools/benchmark.py $(DEMO_CONFIG) $(wildcard $(DEMO)/iter_350.pth) --work-dir work_dirs/benchmark --sweep
+
+# A core of the tests in an environment for each of the stacks in tests/stacks.py.
+stacks: setup
+	$(RUN) tests/stacks.py
+
+# Bring the lock up to date with the requirements; versions that still fit stay. For newer ones: make lock UPGRADE=--upgrade
+lock: setup
+	$(RUN) -m uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate --quiet $(UPGRADE) \
+	    --custom-compile-command 'make lock' --output-file requirements.lock requirements-dev.txt

@@ -1,38 +1,59 @@
 """The repairs of the stack: each fails without it, and each does nothing where the defect is absent."""
 
+import importlib
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
+import mmengine.config.config
+import mmengine.utils
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.logging import MessageHub
 from mmengine.runner import checkpoint
-from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils import package_utils
 from test_checkpoint import Command
 
 from projects.recnext.recnext import compat
 from projects.recnext.recnext.checkpoint import CheckpointError
 from projects.recnext.recnext.transfer import TransferError
 
-LITE = compat.importlib.util.find_spec('mmcv._ext') is None
-needs_lite = pytest.mark.skipif(not LITE, reason='a compiled mmcv is installed: there is no defect to repair')
+needs_stand_in = pytest.mark.skipif(
+    'stand_in_for_mmcv_ops' not in compat.ACTIVE, reason='mmcv is compiled, or mmseg does without: no defect to repair'
+)
+
+
+def hide(module: str, find_spec: Callable) -> Callable:
+    return lambda name, *args: None if name == module else find_spec(name, *args)
 
 
 def python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
-@needs_lite
-def test_mmseg_cannot_be_imported_without_the_stand_in():
-    result = python('import mmseg.models')
-    assert result.returncode == 1 and "No module named 'mmcv._ext'" in result.stderr
+def look_for_defects(*options: str) -> dict:
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tests' / 'defects.py', *options], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
-@needs_lite
+def test_the_repairs_that_are_active_are_those_of_the_defects_that_are_there():
+    """In this stack, whichever it is: each repair finds its defect, and after it there is none."""
+    before, after = look_for_defects(), look_for_defects('--repaired')
+    assert after == dict(defects=[], active=before['defects'])
+    assert {'read_checkpoints_safely', 'write_files_atomically'} <= set(before['defects'])
+
+
+@needs_stand_in
 def test_stand_in_imports_and_raises_when_used():
     result = python(
         'import projects.recnext.recnext, mmseg.models\n'
@@ -58,12 +79,33 @@ def test_stand_in_keeps_away_from_a_compiled_mmcv(monkeypatch):
     assert sys.meta_path == before
 
 
-def test_mmengine_reads_its_own_checkpoints_only_with_the_repair(tmp_path):
+@pytest.mark.parametrize('package', ['mmpretrain', 'timm'])
+def test_packages_are_found_without_pkg_resources(monkeypatch, package):
+    """By the name of the module or of the distribution, and one that is not there is named."""
+    monkeypatch.setattr(compat.importlib.util, 'find_spec', hide('pkg_resources', compat.importlib.util.find_spec))
+    for function in ('is_installed', 'get_installed_path'):
+        for module in (package_utils, mmengine.utils, mmengine.config.config):
+            monkeypatch.setattr(module, function, getattr(module, function))
+    repaired = 'find_packages_without_pkg_resources' in compat.ACTIVE or compat.find_packages_without_pkg_resources()
+    if not repaired:
+        pytest.skip('this mmengine does without pkg_resources')
+    assert mmengine.config.config.get_installed_path(package) == str(
+        Path(importlib.import_module(package).__file__).parent
+    )
+    assert mmengine.config.config.is_installed(package) and not package_utils.is_installed('mmnothing')
+    with pytest.raises(ModuleNotFoundError, match='mmnothing is not installed'):
+        package_utils.get_installed_path('mmnothing')
+
+
+def test_pkg_resources_is_used_where_it_is_there(monkeypatch):
+    monkeypatch.setattr(compat.importlib.util, 'find_spec', lambda name: object())
+    assert not compat.find_packages_without_pkg_resources()
+
+
+def test_mmengine_reads_its_own_checkpoints(tmp_path):
     hub = MessageHub('test_compat')
     hub.update_scalar('train/loss', 1.5)
     torch.save(dict(state_dict={'a': torch.ones(2)}, message_hub=hub.state_dict()), tmp_path / 'a.pth')
-    with pytest.raises(Exception, match='HistoryBuffer'):
-        load_from_local(str(tmp_path / 'a.pth'), 'cpu')
     read = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
     assert read['message_hub']['log_scalars']['train/loss'].mean() == 1.5
     with pytest.raises(CheckpointError, match='No such checkpoint'):

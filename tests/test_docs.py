@@ -464,10 +464,10 @@ def test_every_old_option_has_its_successor():
         assert setting in old
 
 
-def test_hooks_run_the_ruff_of_the_constraints():
+def test_hooks_run_the_ruff_of_the_lock():
     hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
     revisions = {Path(repo['repo']).name: repo['rev'] for repo in hooks}
-    pinned = re.search(r'^ruff==(\S+)$', (ROOT / 'constraints.txt').read_text(), re.MULTILINE)[1]
+    pinned = re.search(r'^ruff==(\S+)', (ROOT / 'requirements.lock').read_text(), re.MULTILINE)[1]
     assert revisions['ruff-pre-commit'] == f'v{pinned}'
     ids = [hook['id'] for repo in hooks for hook in repo['hooks']]
     assert ids == ['ruff-check', 'ruff-format', 'trailing-whitespace', 'end-of-file-fixer', 'check-yaml']

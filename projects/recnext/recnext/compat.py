@@ -1,9 +1,15 @@
-"""Repairs of the stack: one function each, which does nothing where the defect is absent."""
+"""Repairs of the stack: one function each, which does nothing where the defect is absent.
+
+Each says whether it found its defect; :data:`ACTIVE` has the names of those that did. ``tests/defects.py`` looks for
+the defects themselves, and ``tests/stacks.py`` does so with other versions of everything.
+"""
 
 import importlib
 import importlib.util
+import re
 import sys
 import warnings
+from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -12,28 +18,36 @@ from typing import NoReturn
 
 MMCV_OPS = 'mmcv.ops'
 
+ACTIVE: list[str] = []
+"""Names of the repairs that this stack needs."""
+
 
 def repair_stack() -> None:
     """All repairs, in the order in which the project needs them."""
-    stand_in_for_mmcv_ops()
-    import_timm_when_used()
-    read_checkpoints_safely()
-    write_files_atomically()
-    resume_from_newest_complete()
-    silence_unavoidable_warnings()
+    ACTIVE[:] = [repair.__name__ for repair in REPAIRS if repair()]
 
 
-def stand_in_for_mmcv_ops() -> None:
+def stand_in_for_mmcv_ops() -> bool:
     """Let mmseg be imported without a compiled mmcv.
 
-    Defect: mmsegmentation 1.x imports ``mmcv.ops`` unguarded in three modules, and mmcv-lite has no compiled
+    Defect: mmsegmentation 1.0 to 1.2 imports ``mmcv.ops`` unguarded in some modules, and mmcv-lite has no compiled
     extension to back it. RecNeXt uses none of these operations.
 
     Repair: an ``mmcv.ops`` whose names can be imported, and raise a clear error when they are used. It stands in for
     ``mmcv.ops`` and not for ``mmcv._ext``, which mmengine looks for to tell whether mmcv is compiled.
     """
-    if importlib.util.find_spec('mmcv._ext') is None and MMCV_OPS not in sys.modules:
-        sys.meta_path.insert(0, _MmcvOpsFinder())
+    if importlib.util.find_spec('mmcv._ext') is not None or MMCV_OPS in sys.modules or not _mmseg_insists_on_mmcv_ops():
+        return False
+    sys.meta_path.insert(0, _MmcvOpsFinder())
+    return True
+
+
+def _mmseg_insists_on_mmcv_ops() -> bool:
+    """Whether a module of mmseg imports ``mmcv.ops`` at its outermost level; the maintained fork's do so in a try."""
+    folder = Path(importlib.util.find_spec('mmseg').origin).parent
+    outermost = re.compile(rb'^from mmcv\.ops ', re.MULTILINE)
+    files = [path for part in ('models', 'utils') for path in (folder / part).rglob('*.py')]
+    return any(outermost.search(path.read_bytes()) for path in files)
 
 
 class _MmcvOpsFinder(MetaPathFinder, Loader):
@@ -62,7 +76,7 @@ def _not_compiled(self: object, *_: object, **__: object) -> NoReturn:
     )
 
 
-def import_timm_when_used() -> None:
+def import_timm_when_used() -> bool:
     """Let mmseg be imported without waiting for timm.
 
     Defect: mmseg imports timm together with its models, seconds of work, though only its TIMMBackbone needs it.
@@ -70,12 +84,13 @@ def import_timm_when_used() -> None:
     Repair: while mmseg's models are imported, a ``timm`` that is imported when something of it is used.
     """
     if 'timm' in sys.modules:
-        return
+        return False
     sys.modules['timm'] = _Timm('timm')
     try:
         importlib.import_module('mmseg.models')
     finally:
         del sys.modules['timm']
+    return isinstance(getattr(sys.modules['mmseg.models.backbones.timm_backbone'], 'timm', None), _Timm)
 
 
 class _Timm(ModuleType):
@@ -85,12 +100,70 @@ class _Timm(ModuleType):
         return getattr(importlib.import_module('timm'), name)
 
 
-def read_checkpoints_safely() -> None:
+def find_packages_without_pkg_resources() -> bool:
+    """Let ``mmseg::`` in a config find mmseg.
+
+    Defect: mmengine looks installed packages up with pkg_resources, which setuptools dropped in release 82.
+
+    Repair: the same two functions with the standard library.
+    """
+    from mmengine.utils import package_utils
+
+    asks = 'pkg_resources' in package_utils.get_installed_path.__code__.co_names
+    if not asks or importlib.util.find_spec('pkg_resources') is not None:
+        return False
+    ours = (_is_installed, _installed_path)
+    theirs = (package_utils.is_installed, package_utils.get_installed_path)
+    # mmengine imports them by name, so every module of it that has them gets the others.
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmengine']:
+        for function, repaired in zip(theirs, ours):
+            if vars(sys.modules[name]).get(function.__name__) is function:
+                setattr(sys.modules[name], function.__name__, repaired)
+    return True
+
+
+def _is_installed(package: str) -> bool:
+    return _spec_of_package(package) is not None
+
+
+def _installed_path(package: str) -> str:
+    """The folder of a package, by the name that pip knows (mmsegmentation) or that Python knows (mmseg)."""
+    spec = _spec_of_package(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f'{package} is not installed: pip install {package}')
+    return str(Path(spec.origin).parent)
+
+
+def _spec_of_package(package: str) -> ModuleSpec | None:
+    try:
+        modules = metadata.distribution(package).read_text('top_level.txt')
+    except metadata.PackageNotFoundError:
+        modules = None
+    return importlib.util.find_spec(modules.split()[0] if modules else package)
+
+
+def draw_with_any_visualizer() -> bool:
+    """Let a config have a visualizer of its own.
+
+    Defect: the hook of mmsegmentation 1.0 asks for the one SegLocalVisualizer, and stops a run that has another.
+
+    Repair: it asks for the one visualizer, as later releases do.
+    """
+    from mmengine.visualization import Visualizer
+    from mmseg.engine.hooks import visualization_hook
+
+    if not hasattr(visualization_hook, 'SegLocalVisualizer'):
+        return False
+    visualization_hook.SegLocalVisualizer = Visualizer
+    return True
+
+
+def read_checkpoints_safely() -> bool:
     """Let mmengine read the checkpoints that it writes, run nothing in any, and name what is wrong with the rest.
 
     Defects: mmengine saves its log of scalars with the weights, and torch >= 2.6 refuses to read those types back, so
     that testing or resuming fails with "Unsupported global: HistoryBuffer". And what it downloads it unpickles without
-    ``weights_only``, which runs whatever the file says.
+    ``weights_only``, which runs whatever the file says; the maintained fork does so with any file that is refused.
 
     Repair: local files and downloads go through :func:`checkpoint.read_checkpoint`; what mmengine would read from other
     storages by itself is refused.
@@ -114,9 +187,10 @@ def read_checkpoints_safely() -> None:
     register(('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), refuse, force=True)
     # mmengine's other schemes, torchvision:// and so on, look up an address and call this.
     checkpoint.load_from_http = load_from_http
+    return True
 
 
-def write_files_atomically() -> None:
+def write_files_atomically() -> bool:
     """Let a run that is killed, or a disk that is full, leave no half of a checkpoint and keep what was there.
 
     Defect: mmengine writes local files in place.
@@ -132,9 +206,10 @@ def write_files_atomically() -> None:
         write_atomically(Path(filepath), lambda file: file.write(obj))
 
     LocalBackend.put = put
+    return True
 
 
-def resume_from_newest_complete() -> None:
+def resume_from_newest_complete() -> bool:
     """Let ``--resume`` find the newest checkpoint whatever the moment at which the run was killed.
 
     Defect: mmengine notes the newest checkpoint in a file ``last_checkpoint`` that it writes in place and afterwards;
@@ -148,9 +223,10 @@ def resume_from_newest_complete() -> None:
 
     for module in (checkpoint, runner):
         module.find_latest_checkpoint = find_newest_checkpoint
+    return True
 
 
-def silence_unavoidable_warnings() -> None:
+def silence_unavoidable_warnings() -> bool:
     """Keep quiet what a user of these configs can do nothing about.
 
     Defect: mmseg warns of its own use of its own deprecated function, of a default that is the released recipe's, and
@@ -162,3 +238,16 @@ def silence_unavoidable_warnings() -> None:
         'The draw is False',
     ):
         warnings.filterwarnings('ignore', message=message)
+    return True
+
+
+REPAIRS = (
+    stand_in_for_mmcv_ops,
+    import_timm_when_used,
+    find_packages_without_pkg_resources,
+    draw_with_any_visualizer,
+    read_checkpoints_safely,
+    write_files_atomically,
+    resume_from_newest_complete,
+    silence_unavoidable_warnings,
+)

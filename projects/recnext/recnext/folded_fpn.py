@@ -213,8 +213,8 @@ def fold_conv_modules(module: nn.Module) -> None:
         if part.with_norm and plain and is_foldable(part.norm):
             part.conv = fold_norm(part.conv, part.norm)
             setattr(part, part.norm_name, nn.Identity().train(part.training))
-            # It would look for statistics in the norm.
-            part.turn_on_efficient_conv_bn_eval(False)
+            # It would look for statistics in the norm. mmcv 2.0 has no such forward, and does not look at this.
+            part.efficient_conv_bn_eval_forward = None
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int]) -> nn.Conv2d:

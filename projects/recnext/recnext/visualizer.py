@@ -5,6 +5,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 from mmengine.dist import master_only
+from mmengine.structures import PixelData
 from mmseg.registry import VISUALIZERS
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
@@ -61,7 +62,9 @@ class SegPanelVisualizer(SegLocalVisualizer):
         for title, field, draw in wanted:
             if draw and data_sample is not None and field in data_sample:
                 labels = data_sample.get(field)
-                panels.append((title, self._draw_sem_seg(image, labels, classes, palette, with_labels)))
+                # mmseg writes names on the masks unless told otherwise, before 1.1 never.
+                drawn = self._draw_sem_seg(image, labels, classes, palette) if with_labels else self._mix(image, labels)
+                panels.append((title, drawn))
                 present.update(np.unique(labels.data.cpu()).tolist())
         legend = [(classes[label], palette[label]) for label in sorted(present) if label < len(classes)]
         picture = draw_panels(name, panels, legend)
@@ -74,6 +77,13 @@ class SegPanelVisualizer(SegLocalVisualizer):
             mmcv.imwrite(mmcv.rgb2bgr(picture), out_file)
         elif not show:
             self.add_image(name, picture, step)
+
+    def _mix(self, image: np.ndarray, labels: PixelData) -> np.ndarray:
+        """The image in the colours of its classes, and black where a pixel has none; (H, W, 3) uint8 like the image."""
+        palette = np.array(self.dataset_meta['palette'], np.uint8)
+        indices = np.minimum(np.asarray(labels.data.cpu())[0].astype(np.int64), len(palette))
+        colours = np.concatenate((palette, np.zeros((1, 3), np.uint8)))[indices]
+        return (image * (1 - self.alpha) + colours * self.alpha).astype(np.uint8)
 
 
 def draw_panels(
