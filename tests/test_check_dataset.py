@@ -18,8 +18,8 @@ from PIL import Image
 from tiny import write_tiny_config
 
 from projects.recnext.recnext import dataset_report, launch
-from projects.recnext.recnext.dataset_rules import KINDS, is_cut_off, printable
-from projects.recnext.recnext.errors import UserError
+from projects.recnext.recnext.dataset_rules import KINDS, is_cut_off
+from projects.recnext.recnext.errors import UserError, printable
 from projects.recnext.recnext.sample_scenes import write_dataset
 
 TRAINING = 6

@@ -17,7 +17,8 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from .dataset_rules import IGNORED, SHOWN, Finding, Sample, SampleRules, printable, raise_first
+from .dataset_rules import IGNORED, SHOWN, Finding, Sample, SampleRules, raise_first
+from .errors import printable
 from .image_reading import IMAGE_SUFFIXES
 from .resume import seed_generators
 

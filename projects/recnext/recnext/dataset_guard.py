@@ -10,8 +10,8 @@ from mmseg.datasets import BaseSegDataset
 from torch.utils.data import DataLoader
 
 from .dataset_check import TO_ALL, first_line
-from .dataset_rules import ERROR, IGNORED, SampleRules, check_pixels, is_cut_off, printable
-from .errors import UserError
+from .dataset_rules import ERROR, IGNORED, SampleRules, check_pixels, is_cut_off
+from .errors import UserError, printable
 
 
 class SampleError(UserError):

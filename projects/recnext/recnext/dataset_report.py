@@ -32,8 +32,8 @@ from .dataset_check import (
     prepare,
     spread,
 )
-from .dataset_rules import ERROR, IGNORED, KINDS, LEVELS, WARNING, Finding, Sample, SampleRules, printable
-from .errors import UserError
+from .dataset_rules import ERROR, IGNORED, KINDS, LEVELS, WARNING, Finding, Sample, SampleRules
+from .errors import UserError, printable
 from .launch import SPLITS, is_segmentor, load_config, point_at_data, set_work_dir
 from .models import build_skeleton
 from .overlay import OPACITY

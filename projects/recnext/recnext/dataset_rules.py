@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from .errors import UserError
+from .errors import UserError, printable
 
 IGNORED = 255
 """The label of pixels that count neither in training nor in testing."""
@@ -88,12 +88,6 @@ class Sample(NamedTuple):
     def sound(self) -> bool:
         """Whether nothing is wrong enough to stop a run."""
         return all(finding.level != ERROR for finding in self.findings)
-
-
-def printable(path: object) -> str:
-    """A path on one line, whatever is in it: line breaks and undecodable bytes as escapes."""
-    text = str(path).encode('utf-8', 'backslashreplace').decode()
-    return ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def raise_first(findings: Iterable[Finding], advice: str = '') -> None:

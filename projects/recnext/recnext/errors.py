@@ -8,6 +8,14 @@ class UserError(Exception):
     """
 
 
-def printable(text: str, most: int) -> str:
-    """What a file says, for a message: its first characters, without any that a terminal would act on."""
-    return repr(text[:most])[1:-1] + ('...' if len(text) > most else '')
+def printable(text: object, most: int | None = None) -> str:
+    """What comes from outside, for a message: on one line, with an escape for whatever a terminal would act on.
+
+    Args:
+        text: A path, a name, a word of a file.
+        most: How many of its characters are shown; None means all.
+    """
+    shown = str(text)[:most]
+    letters = shown.encode('utf-8', 'backslashreplace').decode()
+    escaped = ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in letters)
+    return escaped + '...' * (len(shown) < len(str(text)))
