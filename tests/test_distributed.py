@@ -99,6 +99,8 @@ def test_the_real_images_in_two_processes(real_m3, ade20k_sample, tmp_path):
     options = ['--data-root', ade20k_sample, '--work-dir', tmp_path]
     said = run('dist_test.sh', config_of('m3'), real_m3, 2, *options)
     assert 'aAcc: 88.6900  mIoU: 38.6000  mAcc: 46.7300' in said
+    # Where the processes gather what they have measured, mmengine would leave a folder.
+    assert not (Path.cwd() / '.dist_test').exists() and not (tmp_path / '.gathering').exists()
 
 
 FROZEN_NORMS = """

@@ -6,11 +6,15 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import barrier
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import distributed
 
 from .errors import UserError
@@ -37,6 +41,28 @@ def joined_processes(cfg: Config) -> Iterator[None]:
         gc.collect()  # the Runner and its model refer to each other in circles
         barrier()
         distributed.destroy_process_group()
+
+
+class GatherInWorkDirHook(Hook):
+    """Lets the metrics of several processes gather their parts in the work dir.
+
+    Defect: mmengine makes a folder ``.dist_test`` where the run was started, and leaves it there.
+
+    Repair: a folder that it is told the name of, it removes.
+    """
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """For validation."""
+        self._name_folder(runner, runner.val_loop.evaluator)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """For testing."""
+        self._name_folder(runner, runner.test_loop.evaluator)
+
+    def _name_folder(self, runner: Runner, evaluator: Evaluator) -> None:
+        for metric in evaluator.metrics:
+            if metric.collect_device == 'cpu' and metric.collect_dir is None:
+                metric.collect_dir = str(Path(runner.work_dir, '.gathering'))
 
 
 def prepare_processes(cfg: Config) -> None:

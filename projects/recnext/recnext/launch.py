@@ -15,7 +15,7 @@ from .conversion import ConversionError
 from .dataset_check import check_before_run, leaves
 from .dataset_guard import GuardedRunner
 from .deployable import DeployableModel
-from .distributed import find_place, joined_processes
+from .distributed import GatherInWorkDirHook, find_place, joined_processes
 from .engine import use_bfloat16
 from .errors import UserError
 from .evaluation_record import EvaluationRecordHook
@@ -141,12 +141,18 @@ def train(
         _run_training(cfg)
 
 
-def _run_training(cfg: Config) -> None:
+def _build_runner(cfg: Config) -> GuardedRunner:
     runner = GuardedRunner.from_cfg(cfg)
+    runner.register_hook(GatherInWorkDirHook())
+    runner.register_hook(EvaluationRecordHook())
+    return runner
+
+
+def _run_training(cfg: Config) -> None:
+    runner = _build_runner(cfg)
     runner.logger.info(describe_batch(cfg, runner.world_size))
     if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
-    runner.register_hook(EvaluationRecordHook())
     runner.train()
 
 
@@ -274,13 +280,7 @@ def test(
     for folder in filter(None, (cfg.work_dir, out, show_dir)):
         make_folder(folder)
     with joined_processes(cfg):
-        return _run_test(cfg)
-
-
-def _run_test(cfg: Config) -> dict[str, float]:
-    runner = GuardedRunner.from_cfg(cfg)
-    runner.register_hook(EvaluationRecordHook())
-    return runner.test()
+        return _build_runner(cfg).test()
 
 
 def add_hook(cfg: Config, kind: str, **arguments: object) -> None:
