@@ -50,7 +50,8 @@ def stay_on_this_machine(event: str, arguments: tuple) -> None:
     else:
         return
     host = host.decode() if isinstance(host, bytes) else host
-    if host not in (*LOCAL, socket.gethostname()):
+    # .invalid is nobody's, by RFC 2606.
+    if host not in (*LOCAL, socket.gethostname()) and not host.endswith('.invalid'):
         raise PermissionError(f'tests connect to this machine alone, and not to {host}')
 
 
@@ -201,6 +202,6 @@ class Largest(TorchDispatchMode):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption('--kills', type=int, default=3, help='how often the tests kill a run (default: 3)')
-    parser.addoption('--images', type=int, default=300, help='images of the prediction that is killed (default: 300)')
+    parser.addoption('--kills', type=int, default=2, help='how often the tests kill a run (default: 2)')
+    parser.addoption('--images', type=int, default=150, help='images of the prediction that is killed (default: 150)')
     parser.addoption('--variants', type=int, default=300, help='hostile files that are read (default: 300)')

@@ -285,7 +285,14 @@ for tool, *arguments in json.loads(sys.argv[1]):
 
 def test_every_tool_refuses_a_stranger(tiny, goods, tmp_path):
     tools = {path.stem for path in (ROOT / 'tools').glob('[a-z]*.py')}
-    without = {'download_checkpoint', 'benchmark_training', 'update_model_zoo', 'make_sample_dataset', 'report'}
+    without = {
+        'download_checkpoint',
+        'benchmark_training',
+        'update_model_zoo',
+        'make_sample_dataset',
+        'report',
+        'check_dataset',
+    }
     assert tools - without == set(TOOLS)
     evil, data, room = tmp_path / 'evil.pth', tmp_path / 'data', tmp_path / 'room'
     evil.write_bytes(hostile.with_pickle(goods[1], hostile.pickled(hostile.called('os.system', hostile.text('id')))))

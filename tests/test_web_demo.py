@@ -97,6 +97,11 @@ class Server:
         return end['output']['data'][0] if end['success'] else end
 
 
+def heed_ctrl_c() -> None:
+    """As in a terminal; what a shell starts in the background, as CI may be, ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def served(folder: Path, *args: object, stop: int = signal.SIGTERM) -> Iterator[Server]:
     """Start the tool. In the end it is stopped, and has to go in peace: nothing said, nothing kept, nobody asked."""
@@ -109,8 +114,9 @@ def served(folder: Path, *args: object, stop: int = signal.SIGTERM) -> Iterator[
     command = [sys.executable, ROOT / 'tools' / 'web_demo.py', *args, '--port', '0']
     with (folder / 'errors').open('a') as errors:
         process = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+            list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=errors, text=True,
+            preexec_fn=heed_ctrl_c,
+        )  # fmt: skip
     try:
         line = process.stdout.readline()
         found = re.fullmatch(r'Open (http://127\.0\.0\.1:\d+) in a browser\. Ctrl-C stops\.\n', line)
