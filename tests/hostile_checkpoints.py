@@ -231,7 +231,7 @@ def zips(good: Good, chance: random.Random) -> Iterator[tuple]:
     for target in (pickled, largest):
         name, data = members[target]
         for field in FIELDS[1:]:
-            for value in (0, 1, 0x7FFF, 0xFFFF):
+            for value in (0, 1, 0x10, 0x7FFF, 0xFFFF):
                 yield (
                     'field',
                     f'{field} of {name} is {value}',

@@ -37,6 +37,9 @@ MOST_COPIED = 8
 END_OF_ARCHIVE = b'PK\x05\x06', 22
 """Signature and size of the last record of an archive without a comment."""
 
+FOLDER = 0x10
+"""The attribute of MS-DOS's folders."""
+
 OF_TENSORS = re.compile(r'torch\._utils\._rebuild_\w+|torch\.\w+Storage|collections\.OrderedDict')
 HISTORY_STATISTICS = ('current', 'max', 'mean', 'min')
 MUTATORS = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD')
@@ -90,6 +93,9 @@ def _check_archive(file: BinaryIO) -> None:
             raise TorchScriptError
         if len(set(names)) < len(names):
             raise DamagedError('two members of the archive have the same name')
+        if any(member.external_attr & FOLDER for member in members):
+            # torch.load would take it for one, and leave what was in memory before in the place of its bytes.
+            raise DamagedError('a member of the archive is a folder')
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise DamagedError('the archive is compressed; torch.save does not compress')
         if sum(member.file_size for member in members) > file.tell():
