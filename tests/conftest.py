@@ -204,4 +204,4 @@ class Largest(TorchDispatchMode):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--kills', type=int, default=2, help='how often the tests kill a run (default: 2)')
     parser.addoption('--images', type=int, default=150, help='images of the prediction that is killed (default: 150)')
-    parser.addoption('--variants', type=int, default=300, help='hostile files that are read (default: 300)')
+    parser.addoption('--variants', type=int, default=150, help='hostile files that are read (default: 150)')

@@ -68,13 +68,13 @@ def test_cut_objects_show_what_they_are_called():
 
 
 def test_training_raises_the_accuracy_and_testing_repeats_it(objects, tmp_path):
-    options = ['--cfg-options', 'train_cfg.max_epochs=4', 'param_scheduler.0.end=4', 'train_dataloader.num_workers=0']
+    options = ['--cfg-options', 'train_cfg.max_epochs=3', 'param_scheduler.0.end=3', 'train_dataloader.num_workers=0']
     options += ['val_dataloader.num_workers=0', 'test_dataloader.num_workers=0', 'train_dataloader.batch_size=16']
     trained = run_tool('train', CONFIG, '--data-root', objects, '--work-dir', tmp_path / 'work', *options)
     assert trained.returncode == 0, trained.stderr
     curve = accuracies(tmp_path / 'work')
-    assert len(curve) == 4 and max(curve) > 2 * 100 / len(OBJECTS) and curve[-1] > curve[0]
-    checkpoint = tmp_path / 'work' / 'epoch_4.pth'
+    assert len(curve) == 3 and max(curve) > 2 * 100 / len(OBJECTS) and curve[-1] > curve[0]
+    checkpoint = tmp_path / 'work' / 'epoch_3.pth'
     arguments = [CONFIG, checkpoint, '--data-root', objects, '--work-dir', tmp_path / 'test', *options]
     tested = run_tool('test', *arguments, '--show-dir', tmp_path / 'pictures')
     assert tested.returncode == 0, tested.stderr
