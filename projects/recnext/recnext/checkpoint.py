@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from .errors import UserError, printable
+from .errors import UserError, first_line, printable
 from .torch_file import TorchScriptError, find_names, read_torch_file
 from .transfer import fetch
 
@@ -122,7 +122,7 @@ def _refused(path: Path, wanted: list[str]) -> CheckpointError:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = printable((str(error).splitlines() or [type(error).__name__])[0], LONGEST_NAME)
+    reason = printable(first_line(error) or type(error).__name__, LONGEST_NAME)
     return CheckpointError(f'{path} is truncated or damaged. Download or copy it again. (Reader: {reason})')
 
 

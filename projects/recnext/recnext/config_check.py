@@ -32,9 +32,9 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .dataset_check import build_preprocessor, first_line, leaves
+from .dataset_check import build_preprocessor, leaves
 from .dataset_guard import GuardedPipeline
-from .errors import UserError
+from .errors import UserError, first_line
 from .models import build_skeleton
 
 RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from .dataset_rules import IGNORED, SHOWN, Finding, Sample, SampleRules, raise_first
-from .errors import printable
+from .errors import first_line, printable
 from .image_reading import IMAGE_SUFFIXES
 from .resume import seed_generators
 
@@ -368,8 +368,3 @@ def check_batch(listing: Listing, prepared: Sequence[Prepared], preprocessor: nn
 
 def _cross(size: tuple[int, ...]) -> str:
     return ' × '.join(map(str, size))
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in short."""
-    return (str(error).strip().splitlines() or [''])[0]

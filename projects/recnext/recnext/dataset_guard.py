@@ -9,9 +9,9 @@ from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from torch.utils.data import DataLoader
 
-from .dataset_check import TO_ALL, first_line
+from .dataset_check import TO_ALL
 from .dataset_rules import ERROR, IGNORED, SampleRules, check_pixels, is_cut_off
-from .errors import UserError, printable
+from .errors import UserError, first_line, printable
 
 
 class SampleError(UserError):

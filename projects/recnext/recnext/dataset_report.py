@@ -36,7 +36,7 @@ from .dataset_rules import ERROR, IGNORED, KINDS, LEVELS, WARNING, Finding, Samp
 from .errors import UserError, printable
 from .launch import SPLITS, is_segmentor, load_config, point_at_data, set_work_dir
 from .models import build_skeleton
-from .overlay import OPACITY
+from .overlay import mix
 from .progress import image_progress
 from .writing import make_folder
 
@@ -343,7 +343,7 @@ def _cell(listing: Listing, prepared: Prepared, preprocessor: torch.nn.Module) -
     if labels.shape != picture.shape[:2]:  # in testing they keep their own size
         labels = cv2.resize(labels, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     counts = labels != IGNORED
-    mixed = cv2.addWeighted(picture, 1 - OPACITY, palette[labels], OPACITY, 0)
+    mixed = mix(picture, palette[labels])
     under[counts] = mixed[counts]
     gap = np.full((picture.shape[0], max(2, picture.shape[1] // 40), 3), 255, np.uint8)
     return name, np.concatenate((picture, gap, under), axis=1), set(np.unique(labels).tolist()) - {IGNORED}

@@ -19,3 +19,8 @@ def printable(text: object, most: int | None = None) -> str:
     letters = shown.encode('utf-8', 'backslashreplace').decode()
     escaped = ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in letters)
     return escaped + '...' * (len(shown) < len(str(text)))
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in short."""
+    return (str(error).strip().splitlines() or [''])[0]
