@@ -83,6 +83,17 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
 
 
+def with_deployment(args: argparse.Namespace) -> dict:
+    """The arguments as a dict, with those of :func:`add_network_options` as one ``deployment``."""
+    from projects.recnext.recnext.models.deploy import Deployment
+    from projects.recnext.recnext.utils.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rest = vars(args)
+    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'compile')}
+    return dict(rest, deployment=Deployment(**form))
+
+
 def add_export_options(parser: argparse.ArgumentParser, suffixes: str, size: str) -> None:
     """What the exporters share."""
     parser.add_argument('config', metavar='CONFIG', help='config file')
@@ -135,7 +146,7 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        from projects.recnext.recnext.errors import UserError
+        from projects.recnext.recnext.utils.errors import UserError
 
         if not isinstance(error, UserError):
             raise

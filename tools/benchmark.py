@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.benchmark import benchmark
+    from projects.recnext.recnext.benchmarks.testing import benchmark
 
     benchmark(**vars(args))
 

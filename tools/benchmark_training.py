@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.training_benchmark import benchmark_training
+    from projects.recnext.recnext.benchmarks.training import benchmark_training
 
     benchmark_training(**vars(args))
 

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.dataset_report import check_dataset
+    from projects.recnext.recnext.apis.check_dataset import check_dataset
 
     check_dataset(**vars(args))
 

@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.converter import convert_file
+    from projects.recnext.recnext.apis.convert import convert_file
 
     print(convert_file(**vars(args)))
 

@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.download import download_checkpoints
+    from projects.recnext.recnext.apis.download import download_checkpoints
 
     for line in download_checkpoints(**vars(args)):
         print(line, flush=True)

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.coreml import export_coreml
+    from projects.recnext.recnext.export.coreml import export_coreml
 
     print(export_coreml(**vars(args)))
 

@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.onnx_export import export_onnx
+    from projects.recnext.recnext.export.onnx import export_onnx
 
     print(export_onnx(**vars(args)))
 

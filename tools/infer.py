@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_cfg_options, add_launcher_options, add_network_options, run, whole_number
+from _cli import add_cfg_options, add_launcher_options, add_network_options, run, whole_number, with_deployment
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,9 +33,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.collection import infer
+    from projects.recnext.recnext.apis.batch_prediction import infer
 
-    infer(**vars(args))
+    infer(**with_deployment(args))
 
 
 if __name__ == '__main__':

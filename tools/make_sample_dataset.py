@@ -37,9 +37,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     if args.pop('layout') == 'imagenet':
-        from projects.recnext.recnext.sample_objects import write_objects as write
+        from projects.recnext.recnext.datasets.samples.objects import write_objects as write
     else:
-        from projects.recnext.recnext.sample_scenes import write_dataset as write
+        from projects.recnext.recnext.datasets.samples.scenes import write_dataset as write
 
     print(write(**args))
 

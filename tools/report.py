@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.report import write_report
+    from projects.recnext.recnext.reports.html_report import write_report
 
     path = write_report(**vars(args))
     print(f'{path}: {path.stat().st_size / 1e6:.2f} MB, opens in any browser')

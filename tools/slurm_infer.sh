@@ -8,6 +8,4 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/_slurm.sh"
 partition=$1 job=$2
 shift 2
-# A process that dies should not end the others, which do its work as well.
-SRUN_ARGS="--kill-on-bad-exit=0 ${SRUN_ARGS:-}"
 run_under_slurm "$partition" "$job" infer.py "$@"

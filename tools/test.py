@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_config_options, add_launcher_options, add_network_options, run, whole_number
+from _cli import add_config_options, add_launcher_options, add_network_options, run, whole_number, with_deployment
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,9 +25,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     del args.eval
-    from projects.recnext.recnext.launch import test
+    from projects.recnext.recnext.apis.test import test
 
-    test(**vars(args))
+    test(**with_deployment(args))
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.launch import train
+    from projects.recnext.recnext.apis.train import train
 
     train(**vars(args))
 

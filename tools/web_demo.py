@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_cfg_options, add_network_options, run, whole_number
+from _cli import add_cfg_options, add_network_options, run, whole_number, with_deployment
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,9 +31,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from projects.recnext.recnext.web_demo import serve
+    from projects.recnext.recnext.web.app import serve
 
-    serve(**vars(args))
+    serve(**with_deployment(args))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """Repairs of the stack: one function each, which does nothing where the defect is absent.
 
-Each says whether it found its defect; :data:`ACTIVE` has the names of those that did. ``tests/defects.py`` looks for
-the defects themselves, and ``tests/stacks.py`` does so with other versions of everything.
+A repair is made when the module that has its defect is imported, so that this project imports nothing in advance. Each
+says whether it found its defect; :data:`ACTIVE` has the names of those that did so far. ``tests/stack/defects.py``
+looks for the defects themselves, and ``tests/stack/stacks.py`` does so with other versions of everything.
 """
 
 import importlib
@@ -9,6 +10,8 @@ import importlib.util
 import re
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -16,15 +19,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from wrapt import register_post_import_hook
+
 MMCV_OPS = 'mmcv.ops'
 
 ACTIVE: list[str] = []
-"""Names of the repairs that this stack needs."""
+"""Names of the repairs that were needed so far."""
 
 
 def repair_stack() -> None:
-    """All repairs, in the order in which the project needs them."""
-    ACTIVE[:] = [repair.__name__ for repair in REPAIRS if repair()]
+    """Make every repair as soon as its module is imported; at once where it is already."""
+    for repair, module in REPAIRS.items():
+        register_post_import_hook(partial(_make, repair), module)
+
+
+def _make(repair: Callable[[], bool], module: ModuleType) -> None:
+    if repair.__name__ not in ACTIVE and repair():
+        ACTIVE.append(repair.__name__)
 
 
 def stand_in_for_mmcv_ops() -> bool:
@@ -170,13 +181,14 @@ def read_checkpoints_safely() -> bool:
     """
     from mmengine.runner import checkpoint
 
-    from .checkpoint import CheckpointError, download, read_checkpoint
+    from .weights.checkpoint import CheckpointError, read_checkpoint
+    from .weights.fetch import fetch_checkpoint
 
     def load_from_local(filename: str, map_location: object = None) -> dict:
         return read_checkpoint(filename, map_location)
 
     def load_from_http(filename: str, map_location: object = None, *_: object, **__: object) -> dict:
-        return read_checkpoint(download(filename), map_location)
+        return read_checkpoint(fetch_checkpoint(filename), map_location)
 
     def refuse(filename: str, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(f'{filename} cannot be read where it is. Download it, and name the file.')
@@ -197,15 +209,16 @@ def write_files_atomically() -> bool:
 
     Repair: its local backend writes beside the place, through to the disk, and renames.
     """
-    from mmengine.fileio import LocalBackend
+    from mmengine.fileio import LocalBackend, register_backend
 
-    from .checkpoint import write_atomically
+    from .utils.files import written_beside
 
-    def put(self: LocalBackend, obj: bytes, filepath: str | Path) -> None:
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(filepath), lambda file: file.write(obj))
+    class AtomicLocalBackend(LocalBackend):
+        def put(self, obj: bytes, filepath: str | Path) -> None:
+            with written_beside(filepath) as beside:
+                beside.write_bytes(obj)
 
-    LocalBackend.put = put
+    register_backend('local', AtomicLocalBackend, prefixes='', force=True)
     return True
 
 
@@ -219,7 +232,7 @@ def resume_from_newest_complete() -> bool:
     """
     from mmengine.runner import checkpoint, runner
 
-    from .checkpoint import find_newest_checkpoint
+    from .weights.checkpoint import find_newest_checkpoint
 
     for module in (checkpoint, runner):
         module.find_latest_checkpoint = find_newest_checkpoint
@@ -241,13 +254,14 @@ def silence_unavoidable_warnings() -> bool:
     return True
 
 
-REPAIRS = (
-    stand_in_for_mmcv_ops,
-    import_timm_when_used,
-    find_packages_without_pkg_resources,
-    draw_with_any_visualizer,
-    read_checkpoints_safely,
-    write_files_atomically,
-    resume_from_newest_complete,
-    silence_unavoidable_warnings,
-)
+REPAIRS: dict[Callable[[], bool], str] = {
+    stand_in_for_mmcv_ops: 'mmcv',
+    import_timm_when_used: 'mmseg',
+    find_packages_without_pkg_resources: 'mmengine.utils',
+    draw_with_any_visualizer: 'mmseg.engine.hooks.visualization_hook',
+    read_checkpoints_safely: 'mmengine.runner.checkpoint',
+    write_files_atomically: 'mmengine.fileio',
+    resume_from_newest_complete: 'mmengine.runner.runner',
+    silence_unavoidable_warnings: 'mmseg',
+}
+"""Each repair, and the module whose import it follows."""

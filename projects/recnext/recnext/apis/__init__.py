@@ -1,0 +1,1 @@
+"""What the command lines call: one function each, with the options as arguments."""

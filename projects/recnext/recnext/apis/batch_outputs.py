@@ -1,0 +1,198 @@
+"""The folder of the outputs of a prediction: what is in it, what is finished, and what it adds up to.
+
+- ``labels/``, ``overlays/``: what was predicted, by the folders and names of the inputs.
+- ``areas/``: a JSON for each input, written last. Where it is, the input is finished.
+- ``failed/``: a JSON for each input that could not be read. It is tried again the next time.
+- ``run.json``: what the outputs were made with. With anything else nothing is added to them.
+- ``summary.json``: all inputs together, once all are done.
+
+Files are written in :data:`STAGING` and renamed, so that there is no half of one under its name.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ..utils.errors import UserError
+from ..utils.files import make_folder, written_beside
+from ..utils.parallel import completed
+from .batch_inputs import Input, Inputs
+from .predictor import Prediction, Predictor, list_areas
+from .video import predict_video
+
+STAGING = '.partial'
+"""Folder for what is being written, in one of its own for each process."""
+
+
+class Outputs:
+    """The folder of the outputs; processes and threads may share it.
+
+    Args:
+        root: Made if it is missing.
+        overlay: Whether to draw overlays.
+        rank: Of this process, among those that write there together.
+        world_size: How many these are.
+    """
+
+    def __init__(self, root: str | Path, overlay: bool, rank: int = 0, world_size: int = 1) -> None:
+        self.root = Path(root)
+        self.overlay = overlay
+        self.rank = rank
+        self.world_size = world_size
+        self.staging = self.root / STAGING / str(rank)
+
+    @contextlib.contextmanager
+    def opened(self, made_with: dict) -> Iterator[None]:
+        """Make ready to write.
+
+        Args:
+            made_with: What decides the outputs.
+
+        Raises:
+            UserError: there are outputs that were made with anything else, another run is writing there, or nothing
+                can be written.
+        """
+        make_folder(self.staging.parent)
+        with _locked(self.staging.with_suffix('.lock'), self.root):
+            self._remove_partial_files()
+            make_folder(self.staging)
+            try:
+                self._check_made_with(made_with)
+                yield
+            finally:
+                shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _check_made_with(self, made_with: dict) -> None:
+        run = self.root / 'run.json'
+        if not run.exists():
+            self._write_json(run, made_with)
+        before = json.loads(run.read_text())
+        different = [key for key in {**made_with, **before} if made_with.get(key) != before.get(key)]
+        if different:
+            changes = '\n'.join(f'  {key}: {before.get(key)}, now {made_with.get(key)}' for key in different)
+            raise UserError(f'{self.root} holds outputs that were made otherwise.\n{changes}\n  Choose another folder.')
+
+    def _remove_partial_files(self) -> None:
+        """Remove what a killed run left, of this process or of one of those that there are no more."""
+        for folder in self.staging.parent.iterdir():
+            if folder.name.isdecimal() and int(folder.name) % self.world_size == self.rank:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def save(self, item: Input, prediction: Prediction) -> None:
+        """Write what was predicted for an image."""
+        with self._written('labels', item, '.png') as beside:
+            prediction.label_image().save(beside, 'PNG')
+        if self.overlay:
+            with self._written('overlays', item, '.jpg') as beside:
+                prediction.overlay().save(beside, 'JPEG', quality=90)
+        height, width = prediction.labels.shape
+        self._finish(item, dict(width=width, height=height, areas=prediction.areas))
+
+    def save_video(self, item: Input, predictor: Predictor, on_frame: Callable[[], None]) -> None:
+        """Predict a video, and write what comes of it: see :func:`video.predict_video`."""
+        with self._written('overlays', item, '.mp4') if self.overlay else contextlib.nullcontext() as beside:
+            report = predict_video(predictor, item.path, beside, on_frame)
+        self._finish(item, report)
+
+    def fail(self, item: Input, reason: str) -> None:
+        """Note why an input could not be predicted."""
+        self._write_json(self._place('failed', item, '.json'), dict(input=item.name, error=reason))
+
+    def is_finished(self, item: Input) -> bool:
+        """Whether all outputs of an input are there."""
+        return self._place('areas', item, '.json').exists()
+
+    def not_finished(self, inputs: Inputs) -> Iterator[tuple[int, Input]]:
+        """The inputs whose outputs are not there, with their places among all; reads every folder once."""
+        finished = _Listing(self.root / 'areas')
+        return ((place, item) for place, item in enumerate(inputs) if item not in finished)
+
+    def failures(self, inputs: Inputs) -> dict[Input, str]:
+        """Why inputs could not be predicted; of those that are not finished."""
+        failed = _Listing(self.root / 'failed')
+        return {
+            item: json.loads(self._place('failed', item, '.json').read_text())['error']
+            for _, item in self.not_finished(inputs)
+            if item in failed
+        }
+
+    def summarise(self, inputs: Inputs, classes: Sequence[str], threads: int) -> dict:
+        """Add up all inputs in ``summary.json``.
+
+        Returns:
+            ``inputs``, ``finished``, ``failed`` (reasons by input), ``pixels``, and ``classes``, the largest first,
+            each with the number of inputs that it is in.
+        """
+        finished, failures = _Listing(self.root / 'areas'), self.failures(inputs)
+        pixels, among = np.zeros((2, len(classes)), np.int64)
+        done = 0
+        with ThreadPoolExecutor(threads) as pool:
+            for _, reading in completed(pool, self._read_areas, (i for i in inputs if i in finished), 8 * threads):
+                done += 1
+                for area in reading.result():
+                    pixels[area['label']] += area['pixels']
+                    among[area['label']] += 1
+        summary = dict(
+            inputs=len(inputs),
+            finished=done,
+            failed={item.name: reason for item, reason in failures.items()},
+            pixels=int(pixels.sum()),
+            classes=[{**area._asdict(), 'inputs': int(among[area.label])} for area in list_areas(pixels, classes)],
+        )
+        self._write_json(self.root / 'summary.json', summary)
+        return summary
+
+    def _read_areas(self, item: Input) -> list[dict]:
+        return json.loads(self._place('areas', item, '.json').read_text())['areas']
+
+    def _finish(self, item: Input, report: dict) -> None:
+        self._place('failed', item, '.json').unlink(missing_ok=True)
+        areas = [area._asdict() for area in report.pop('areas')]
+        self._write_json(self._place('areas', item, '.json'), dict(input=item.name, **report, areas=areas))
+
+    def _place(self, part: str, item: Input, suffix: str) -> Path:
+        return self.root / part / (item.key + suffix)
+
+    def _written(self, part: str, item: Input, suffix: str) -> contextlib.AbstractContextManager[Path]:
+        return written_beside(self._place(part, item, suffix), self.staging)
+
+    def _write_json(self, path: Path, content: dict) -> None:
+        with written_beside(path, self.staging) as beside:
+            beside.write_text(json.dumps(content, indent=1))
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, root: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends."""
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f'Another run is writing to {root}. Wait for it, or choose another folder.') from None
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
+            lock.parent.rmdir()  # the last one out
+
+
+class _Listing:
+    """Which inputs have a JSON below a folder; asked for in their order, each folder is read once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder, self.names = None, frozenset()
+
+    def __contains__(self, item: Input) -> bool:
+        folder, name = os.path.split(item.key)
+        if folder != self.folder:
+            self.folder, self.names = folder, frozenset()
+            with contextlib.suppress(FileNotFoundError):
+                self.names = frozenset(os.listdir(self.root / folder))
+        return f'{name}.json' in self.names

@@ -1,0 +1,1 @@
+"""This project beside mmseg, measured in one run."""

@@ -1,0 +1,347 @@
+"""mmseg's own segmentor and this project's, measured alternately, on the same images, in one run."""
+
+import multiprocessing
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
+from mmseg.registry import DATASETS
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.builder import build_without_weights
+from ..models.deploy import Deployment, deploy
+from ..models.label_map import Step, label_map, resize_all
+from ..models.segmentor import FastEncoderDecoder
+from ..utils.errors import UserError
+from ..utils.memory import can_tell_peak, keep_freed_memory, peak_memory, reset_peak
+from ..utils.timing import Stopwatch
+from ..weights.checkpoint import read_checkpoint
+
+NETWORK = ('backbone', 'neck', 'head')
+
+STAGES = ('load', 'prepare', *NETWORK, 'compiled', 'labels', 'metric', 'rest')
+"""Where the time of an image goes.
+
+``prepare``: to the device, and normalised; ``compiled``: the network, in which the parts cannot be told apart;
+``labels``: from the head's logits to the label map; ``rest``: such as labels back to the CPU.
+"""
+
+STOCK = 'mmseg'
+FAST = 'ours'
+"""The two between which the ratios are; the others are variations of the second."""
+
+WARMUP = 1
+MEMORY_IMAGES = 3
+"""Images for which peak memory is measured."""
+
+PEAK_SIZE = 1536
+"""Rows and columns of the matrices whose product tells how fast the machine can be."""
+
+SWEPT_SIZES = (256, 512, 1024, 2048)
+SWEPT_CLASSES = (2, 19, 150, 500, 1000)
+
+
+def contenders(compiled: bool) -> dict[str, Deployment | None]:
+    """Names and forms to run the network in; mmseg's own is none of ours."""
+    ways = {
+        STOCK: None,
+        FAST: Deployment(),
+        'ours, norms only': Deployment('norms'),
+        'ours, bf16': Deployment('all', 'bf16'),
+        'ours, bf16, norms only': Deployment('norms', 'bf16'),
+    }
+    if compiled:
+        ways['ours, compiled'] = Deployment(compile=True)
+        ways['ours, bf16, compiled'] = Deployment('all', 'bf16', compile=True)
+    return ways
+
+
+def build_contender(cfg: Config, weights: dict[str, Tensor], way: Deployment | None, device: torch.device) -> nn.Module:
+    """The segmentor of a config, as mmseg has it or as ours.
+
+    Args:
+        cfg: With a ``model`` of a type that derives from FastEncoderDecoder.
+        weights: Under the names of that model.
+        way: None for mmseg's, or as in :func:`contenders`.
+        device: Where it runs.
+    """
+    segmentor = build_without_weights(cfg.model, **({} if way else dict(type='EncoderDecoder')))
+    segmentor.load_state_dict(weights)
+    segmentor.to(device).eval()
+    if way:
+        keep_freed_memory()  # as the tools do
+        deploy(segmentor, way)
+    return segmentor
+
+
+def initial_weights(cfg: Config, checkpoint: str | None) -> dict[str, Tensor]:
+    """Of a checkpoint that fits the config, or random ones."""
+    torch.manual_seed(0)
+    segmentor = build_without_weights(cfg.model)
+    if checkpoint:
+        return segmentor.fit(read_checkpoint(checkpoint))
+    segmentor.init_weights()
+    return segmentor.state_dict()
+
+
+def parts(segmentor: EncoderDecoder) -> dict[str, nn.Module]:
+    """The parts of the network by name, as in :data:`NETWORK`; a neck need not be there."""
+    return FastEncoderDecoder.parts(segmentor)
+
+
+def watch(segmentor: nn.Module, stopwatch: Stopwatch, compiled: bool) -> None:
+    """Count the parts of a segmentor; of a compiled one the whole network.
+
+    It is the forward methods that are counted, as mmseg's heads call their own past the hooks.
+    """
+    if compiled:
+        segmentor.network = stopwatch.timed('compiled', segmentor.network)
+    else:
+        for name, part in parts(segmentor).items():
+            part.forward = stopwatch.timed(name, part.forward)
+    segmentor.predict = stopwatch.timed('predict', segmentor.predict)
+    segmentor.test_step = stopwatch.timed('step', segmentor.test_step)
+
+
+def measure(
+    cfg: Config, weights: dict[str, Tensor], images: int, rounds: int, compiled: bool, device: torch.device
+) -> dict:
+    """Test the first images of the config's test set with every contender in turn, several times over.
+
+    Each contender has a process of its own, which waits while the others work.
+
+    Returns:
+        For each contender: ``images_per_second``, end to end; ``milliseconds`` an image by stage, medians over the
+        rounds, averaged over the images; ``different_pixels`` of all ``pixels`` against mmseg; ``mIoU``; ``memory_mb``,
+        the peak of the network alone and what prediction adds to it; ``logit_error``, root mean square over that of
+        mmseg's logits, for the first image; ``gflop`` and ``parameters`` by part.
+
+    Raises:
+        UserError: a contender's process died.
+    """
+    context = multiprocessing.get_context('spawn')
+    processes, connections, results, stock = [], {}, {}, None
+
+    def hear(name: str) -> object:
+        try:
+            return connections[name].recv()
+        except EOFError:
+            raise UserError(f'The process of {name!r} ended; its own message stands above.') from None
+
+    try:
+        for name, way in contenders(compiled).items():
+            connections[name], theirs = context.Pipe()
+            args = (theirs, cfg.to_dict(), weights, way, images, str(device))
+            processes.append(context.Process(target=_compete, args=args, daemon=True))
+            processes[-1].start()
+            theirs.close()  # or the end of the process would not be heard
+            results[name], labels, logits = hear(name)
+            stock = stock or (labels, logits)
+            results[name]['different_pixels'] = sum(int((a != b).sum()) for a, b in zip(labels, stock[0]))
+            results[name]['pixels'] = sum(a.size for a in labels)
+            results[name]['logit_error'] = float(np.linalg.norm(logits - stock[1]) / np.linalg.norm(stock[1]))
+        readings = {name: [] for name in connections}
+        for _ in range(WARMUP + rounds):
+            for name, connection in connections.items():
+                connection.send(True)
+                readings[name].append(hear(name))
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    for name, result in results.items():
+        of_images = list(zip(*readings[name][WARMUP:]))
+        result['milliseconds'] = {
+            stage: sum(median(r.get(stage, 0) for r in of_image) for of_image in of_images) * 1e3 / len(of_images)
+            for stage in ('image', *STAGES)
+        }
+        result['images_per_second'] = 1e3 / result['milliseconds'].pop('image')
+    return results
+
+
+@torch.no_grad()
+def _compete(
+    connection: Connection, cfg: dict, weights: dict[str, Tensor], way: Deployment | None, images: int, device: str
+) -> None:
+    """The process of one contender: says what it is, then tests the images once for every message."""
+    cfg, device = Config(cfg), torch.device(device)
+    import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
+    init_default_scope('mmseg')
+    MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
+    segmentor = build_contender(cfg, weights, way, device)
+    compiled = way is not None and way.compile
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    metric = IoUMetric(iou_metrics=['mIoU'])
+    metric.dataset_meta = dataset.metainfo
+    facts = dict(
+        # A compiler's own memory would count as the network's.
+        memory_mb=None if compiled else measure_memory(segmentor, dataset, device),
+        parameters=count_parameters(segmentor),
+        gflop=None if compiled else count_gflop(segmentor, dataset),
+    )
+    stopwatch = Stopwatch(device)
+    watch(segmentor, stopwatch, compiled)
+    load = stopwatch.timed('load', dataset.__getitem__)
+    metric.process = stopwatch.timed('metric', metric.process)
+
+    def test(index: int) -> Tensor:
+        batch = _batch_of(load(index))
+        predictions = segmentor.test_step(batch)
+        metric.process(batch, [prediction.to_dict() for prediction in predictions])
+        return predictions[0].pred_sem_seg.data.cpu()
+
+    images = min(images, len(dataset))
+    labels = [test(index).short().numpy() for index in range(images)]
+    facts['mIoU'] = float(metric.evaluate(images)['mIoU'])
+    logits = segmentor(_batch_inputs(segmentor, dataset[0])).float().cpu().numpy()
+    stopwatch.read()
+    connection.send((facts, labels, logits))
+    while connection.recv():
+        readings = []
+        for index in range(images):
+            stopwatch.timed('image', test)(index)
+            seconds = stopwatch.read()
+            seconds['prepare'] = seconds['step'] - seconds['predict']
+            seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in (*NETWORK, 'compiled'))
+            seconds['rest'] = seconds['image'] - seconds['load'] - seconds['step'] - seconds['metric']
+            readings.append(seconds)
+        metric.results.clear()
+        connection.send(readings)
+
+
+def count_parameters(segmentor: nn.Module) -> dict[str, int]:
+    """By part of the network."""
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts(segmentor).items()}
+
+
+@torch.no_grad()
+def count_gflop(segmentor: nn.Module, dataset: Sequence[dict]) -> dict[str, float]:
+    """Multiplications and additions, in 1e9, of the convolutions and matrix products for the first image."""
+    with FlopCounterMode(display=False) as counter:
+        segmentor(_batch_inputs(segmentor, dataset[0]))
+    counts = counter.get_flop_counts()
+    of = {
+        part: sum(counts[f'{type(segmentor).__name__}.{part}'].values()) for part in parts(segmentor) if part != 'head'
+    }
+    # Heads call themselves past the counter's hooks.
+    of['head'] = counter.get_total_flops() - sum(of.values())
+    return {part: count / 1e9 for part, count in of.items()}
+
+
+@torch.no_grad()
+def measure_peak(device: torch.device) -> float:
+    """GFLOP/s, in single precision, of a large matrix product or of a large convolution, whichever is faster.
+
+    What the machine can do: the floor under every network.
+    """
+    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device)
+    maps = torch.randn(1, 256, 64, 88, device=device).to(memory_format=torch.channels_last)
+    kernel = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+    stopwatch = Stopwatch(device)
+    best = 0.0
+    for operation, flop in (
+        (lambda: torch.mm(matrix, matrix), 2 * PEAK_SIZE**3),
+        (lambda: nn.functional.conv2d(maps, kernel, padding=1), 2 * kernel.numel() * maps[0, 0].numel()),
+    ):
+        for _ in range(20):
+            stopwatch.timed('operation', operation)()
+            best = max(best, flop / stopwatch.read()['operation'] / 1e9)
+    return best
+
+
+def _batch_of(sample: dict) -> dict:
+    return dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+
+
+def _batch_inputs(segmentor: nn.Module, sample: dict) -> Tensor:
+    return segmentor.data_preprocessor(_batch_of(sample))['inputs']
+
+
+@torch.no_grad()
+def measure_memory(segmentor: nn.Module, dataset: Sequence[dict], device: torch.device) -> dict[str, float] | None:
+    """Peak memory in MB: of the network alone, and what prediction adds; None where the system does not tell."""
+    if not can_tell_peak(device):
+        return None
+    samples = [dataset[index] for index in range(min(MEMORY_IMAGES, len(dataset)))]
+    inputs = [_batch_inputs(segmentor, sample) for sample in samples]
+    before = reset_peak(device)
+    for images in inputs:
+        segmentor(images)
+    network = peak_memory(device)
+    for sample in samples:
+        segmentor.test_step(_batch_of(sample))
+    return dict(network=network - before, prediction_adds=peak_memory(device) - network)
+
+
+def sweep(rounds: int, device: torch.device) -> list[dict]:
+    """Milliseconds from logits to a label map over image sizes and numbers of classes, without a network.
+
+    Confident logits have large areas in which one class leads by far, as those of trained networks; random ones are
+    the worst case.
+    """
+    points = [dict(size=size, classes=150) for size in SWEPT_SIZES]
+    points += [dict(size=512, classes=classes) for classes in SWEPT_CLASSES if classes != 150]
+    results = []
+    for point in points:
+        for kind, make in (('confident', confident_logits), ('random', random_logits)):
+            logits = make(point['classes'], point['size'] // 4, device)
+            # As in testing: up by four to the input of the network, then to the size of the original.
+            original = point['size'] * 3 // 4
+            steps = (Step((point['size'], point['size'])), Step((original, original)))
+            results.append(dict(**point, kind=kind, **_time_labels(logits, steps, rounds, device)))
+    return results
+
+
+def _time_labels(logits: Tensor, steps: tuple[Step, ...], rounds: int, device: torch.device) -> dict:
+    stopwatch = Stopwatch(device)
+    stock = stopwatch.timed(STOCK, lambda: resize_all(logits, steps).argmax(0))
+    ours = stopwatch.timed(FAST, lambda: label_map(logits, steps))
+    readings = []
+    for _ in range(WARMUP + rounds):
+        different = int((stock() != ours()).sum())
+        readings.append(stopwatch.read())
+    times = {name: median(reading[name] for reading in readings[WARMUP:]) * 1e3 for name in (STOCK, FAST)}
+    return dict(milliseconds=times, different_pixels=different)
+
+
+def confident_logits(classes: int, size: int, device: torch.device) -> Tensor:
+    """(classes, size, size): smooth areas, each led by a class, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    areas = torch.randint(classes, (6, 6), generator=generator)
+    scores = nn.functional.one_hot(areas, classes).permute(2, 0, 1)[None].float() * 12
+    smooth = nn.functional.interpolate(scores, size=(size, size), mode='bilinear')[0]
+    return (smooth + torch.randn(smooth.shape, generator=generator) * 0.3).to(device)
+
+
+def random_logits(classes: int, size: int, device: torch.device) -> Tensor:
+    """(classes, size, size): noise, in which no class can be ruled out."""
+    return torch.randn(classes, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def copies_at(cfg: Config, size: tuple[int, int], images: int, folder: Path) -> None:
+    """Write the first test images and annotations stretched to another size, and point the config at them."""
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []})
+    for place in ('images', 'annotations'):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    for index in range(min(images, len(dataset))):
+        info = dataset.get_data_info(index)
+        for place, key, how in (
+            ('images', 'img_path', cv2.INTER_CUBIC),
+            ('annotations', 'seg_map_path', cv2.INTER_NEAREST_EXACT),
+        ):
+            picture = cv2.imread(info[key], cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(folder / place / Path(info[key]).name), cv2.resize(picture, size[::-1], interpolation=how))
+    cfg.test_dataloader.dataset.update(
+        data_root=str(folder), data_prefix=dict(img_path='images', seg_map_path='annotations')
+    )

@@ -1,0 +1,81 @@
+"""The benchmark behind the command line: checks, measurements, and what is made of them."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from mmengine.registry import init_default_scope
+
+from ..engine.checks import check_checkpoint, set_data_root
+from ..engine.config import load_segmentor_config, set_work_dir
+from ..models.builder import build_skeleton
+from ..models.segmentor import FastEncoderDecoder
+from ..utils.errors import UserError
+from ..utils.files import make_folder, written_beside
+from ..weights.releases import find_checkpoint
+from . import measurement
+from .tables import draw_results, format_results
+
+
+def benchmark(
+    config: str,
+    checkpoint: str | None = None,
+    images: int = 20,
+    rounds: int = 5,
+    copies_at: tuple[int, int] | None = None,
+    compile: bool = False,
+    sweep: bool = False,
+    device: str = 'cpu',
+    work_dir: str | None = None,
+    data_root: str | None = None,
+    cfg_options: dict | None = None,
+) -> dict:
+    """Compare with mmseg's segmentor; see ``python tools/benchmark.py --help``.
+
+    Writes ``benchmark.json`` and ``benchmark.png`` into the work dir and prints a table.
+
+    Returns:
+        What is in the JSON file.
+
+    Raises:
+        UserError: what is missing or does not fit, before anything is measured.
+    """
+    cfg = load_segmentor_config(config, cfg_options)
+    set_work_dir(cfg, config, work_dir)
+    set_data_root(cfg, data_root, ('test',))
+    if checkpoint:
+        checkpoint = str(find_checkpoint(checkpoint))
+        check_checkpoint(cfg, checkpoint)
+    elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
+        raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
+    where = measurement.find_device(device)
+    make_folder(cfg.work_dir)
+    init_default_scope('mmseg')
+    with tempfile.TemporaryDirectory() as folder:
+        if copies_at:
+            measurement.copies_at(cfg, copies_at, images, Path(folder))
+        weights = measurement.initial_weights(cfg, checkpoint)
+        contenders = measurement.measure(cfg, weights, images, rounds, compile, where)
+    results = dict(
+        config=Path(config).stem,
+        checkpoint=checkpoint and Path(checkpoint).name,
+        copies_at=copies_at,
+        rounds=rounds,
+        machine=dict(
+            device=torch.cuda.get_device_name(where) if where.type == 'cuda' else 'CPU',
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            peak_gflops=measurement.measure_peak(where),
+        ),
+        contenders=contenders,
+        sweep=measurement.sweep(rounds, where) if sweep else [],
+    )
+    print(format_results(results))
+    folder = Path(cfg.work_dir)
+    with written_beside(folder / 'benchmark.json') as beside:
+        beside.write_text(json.dumps(results, indent=2))
+    with written_beside(folder / 'benchmark.png') as beside:
+        draw_results(results, beside)
+    print(f'Written: {folder / "benchmark.json"} and {folder / "benchmark.png"}')
+    return results

@@ -1,0 +1,1 @@
+"""Samples, procedural ones among them, and what can be wrong with them."""

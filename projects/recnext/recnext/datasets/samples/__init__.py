@@ -1,0 +1,1 @@
+"""Procedural datasets: scenes to segment, objects to classify."""

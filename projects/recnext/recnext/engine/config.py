@@ -1,0 +1,98 @@
+"""Configs: read, with the options of a command applied, and asked about their data."""
+
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+
+from ..datasets.listing import leaves
+from ..utils.errors import UserError
+from ..utils.paths import find_path
+from ..weights.releases import find_released_config
+
+SPLITS = ('train', 'val', 'test')
+
+
+def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """Read a config file, or that of a release, and merge ``key=value`` options into it.
+
+    Args:
+        path: Of the file, or the name of a released segmentor.
+        cfg_options: Settings by their dotted names.
+
+    Raises:
+        UserError: no such file, or one that cannot be read, or options that do not fit in it.
+    """
+    path = find_released_config(str(path)) or path
+    if not Path(path).is_file():
+        raise UserError(
+            f'{path} is a folder; expected a config in it.' if Path(path).is_dir() else f'No such config: {path}'
+        )
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program of the user's
+        raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except Exception as error:
+        raise UserError(f'--cfg-options do not fit {path}: {type(error).__name__}: {error}') from None
+    for split in SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader and not loader.get('num_workers'):
+            # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
+            loader.persistent_workers = False
+    return cfg
+
+
+def is_segmentor(cfg: Config) -> bool:
+    """Whether the model of a config is a segmentor; otherwise it is a classifier."""
+    return 'decode_head' in cfg.get('model', {})
+
+
+def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """As :func:`load_config`, for what works with segmentors only.
+
+    Raises:
+        UserError: also for a config of another kind of model.
+    """
+    cfg = load_config(path, cfg_options)
+    if not is_segmentor(cfg):
+        raise UserError(
+            f'{path} is no config of a segmentor: its model has no decode_head. This works with those only.'
+        )
+    return cfg
+
+
+def add_hook(cfg: Config, kind: str, **arguments: object) -> None:
+    """Add a hook to a config, in the place of one of its kind that the config may have for mmseg's own tools."""
+    others = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != kind]
+    cfg.custom_hooks = [*others, dict(type=kind, **arguments)]
+
+
+def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
+    """Where to write: the option, else the config, else ``work_dirs/`` and the name of the config."""
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+
+
+def point_at_data(dataset: ConfigDict, data_root: str | None) -> None:
+    """Set a dataset's folder to ``data_root``, or to where the config's own is found."""
+    dataset.data_root = str(data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root)
+
+
+def test_set(cfg: Config) -> ConfigDict:
+    """The dataset of a config that is tested, the first one if there are several.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not cfg.get('test_dataloader'):
+        raise UserError('The config has no test_dataloader, whose pipeline says how images reach the network.')
+    return next(leaves(cfg.test_dataloader.dataset))
+
+
+def named_classes(cfg: Config) -> tuple[list[str], list[list[int]]]:
+    """Names and colours (RGB) of the classes of the test set, which need not be there."""
+    init_default_scope('mmseg')
+    metainfo = DATASETS.build({**test_set(cfg), 'pipeline': [], 'lazy_init': True}).metainfo
+    return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]

@@ -1,0 +1,35 @@
+"""Testing in the form in which the network is fastest."""
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ...models.deploy import Deployment, deploy
+from ...models.deployable_model import DeployableModel
+from ...utils.errors import UserError
+
+
+@HOOKS.register_module()
+class DeployHook(Hook):
+    """Brings the model, a DeployableModel, into another form before testing.
+
+    Args:
+        fuse: As for :class:`models.deploy.Deployment`, and so are the others.
+    """
+
+    def __init__(
+        self, fuse: str = 'all', precision: str = 'fp32', channels_last: bool = True, compile: bool = False
+    ) -> None:
+        self.deployment = Deployment(fuse, precision, channels_last, compile)
+
+    def before_test(self, runner: Runner) -> None:
+        """Fold, convert and compile the network that was loaded."""
+        model = runner.model
+        while hasattr(model, 'module'):  # inside wrappers: distributed, test-time augmentation
+            model = model.module
+        if not isinstance(model, DeployableModel):
+            raise UserError(
+                f'DeployHook needs model.type FastEncoderDecoder or RecNeXtClassifier; found {type(model).__name__}.'
+            )
+        deploy(model, self.deployment)
+        runner.logger.info(f'Network: {self.deployment}.')

@@ -1,0 +1,1 @@
+"""Files for other runtimes, compared with PyTorch before they are written."""

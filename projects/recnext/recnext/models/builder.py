@@ -1,0 +1,57 @@
+"""Networks built from a config without memory, to know which tensors they have."""
+
+import copy
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
+
+from ..utils.errors import UserError
+from ..utils.paths import CONFIGS
+from .archs import ARCHS
+from .heads import TwoBranchHead
+from .recnext import RecNeXt
+
+
+def build_skeleton(model_cfg: dict) -> nn.Module:
+    """The network of a config's ``model`` on the ``meta`` device: names, shapes and dtypes, but no values.
+
+    Raises:
+        UserError: it cannot be built; with the reason, such as the name of a misspelt argument.
+    """
+    init_default_scope('mmseg')
+    try:
+        with torch.device('meta'):
+            return MODELS.build(model_cfg)
+    except (TypeError, KeyError, AssertionError) as error:
+        raise UserError(f'The model of the config cannot be built: {error}') from None
+
+
+def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
+    """The network of a config's ``model``, with ``changes`` to it, as its constructors leave it: no file is read."""
+    init_default_scope('mmseg')
+    model_cfg = copy.deepcopy(model_cfg)
+    model_cfg.update(changes)
+    model_cfg.backbone.init_cfg = None
+    return MODELS.build(model_cfg)
+
+
+def released_model_cfg(arch: str, num_classes: int = 150) -> dict:
+    """The ``model`` of the released segmentor of one variant, without pretrained weights."""
+    model_cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / 'fpn_recnext.py').model
+    model_cfg.backbone.arch = arch
+    model_cfg.neck.in_channels = list(ARCHS[arch]['channels'])
+    model_cfg.decode_head.num_classes = num_classes
+    return model_cfg
+
+
+def released_classifier(arch: str, num_classes: int = 1000) -> nn.Module:
+    """Backbone and head of the released ImageNet network of one variant, on the ``meta`` device.
+
+    Its state dict has the names of the mmpretrain form.
+    """
+    with torch.device('meta'):
+        head = TwoBranchHead(ARCHS[arch]['channels'][-1], num_classes)
+        return nn.ModuleDict(dict(backbone=RecNeXt(arch), head=head))

@@ -1,0 +1,1 @@
+"""The logs of runs read back, and the page about them."""

@@ -1,0 +1,103 @@
+"""Files and folders that are written whole or not at all."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import UserError
+
+PARTIAL = '.partial-'
+"""How the folders begin in which something is being written."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder to write in.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{path} cannot be made a folder to write in: {error.strerror}') from None
+
+
+@contextlib.contextmanager
+def written_beside(path: str | Path, staging: Path | None = None) -> Iterator[Path]:
+    """Where to write a file or a folder that takes the place of ``path`` when the block ends.
+
+    It is then there in full, through to the disk; after an error what was there before stays, and nothing else. A file
+    that is replaced passes its mode on. Of several processes that write at once, the last one's stays.
+
+    Args:
+        path: Of the file or folder; a folder must not be there yet.
+        staging: An existing folder on the same file system to write in first; that of ``path`` if None.
+
+    Raises:
+        UserError: there is no permission, or the disk is full. Other errors of the block are passed on.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    # Not the number of the process: in a container it is the same every time.
+    place = (staging or path.parent) / f'{PARTIAL}{secrets.token_hex(8)}'
+    try:
+        place.mkdir()
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}') from None
+    try:
+        beside = place / path.name
+        try:
+            yield beside
+            _sync(beside)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            if _is_disk_full(error):
+                raise UserError(f'{path} cannot be written: the disk is full. What was there before stays.') from None
+            raise
+        try:
+            if path.is_file():
+                beside.chmod(stat.S_IMODE(path.stat().st_mode))
+            os.replace(beside, path)
+        except OSError as error:
+            raise UserError(f'{path} cannot be written: {error.strerror}') from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or all files in a folder, through to the disk."""
+    for file in path.rglob('*') if path.is_dir() else (path,):
+        if file.is_file():
+            with file.open('r+b') as opened:
+                os.fsync(opened.fileno())
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says so."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove what :func:`written_beside` left in a folder when it was killed; no other process may write there."""
+    for path in Path(folder).glob(f'{PARTIAL}*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""The memory of a process and of a GPU: how much was used at most, and how much is kept for the next image."""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+M_TOP_PAD = -2
+"""glibc's name of the setting: free memory that is kept at the end of the heap."""
+
+KEPT = 512 * 2**20
+"""Bytes of it."""
+
+PROCESS = Path('/proc/self')
+"""Where Linux tells of a process."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep memory that a network has freed, for its next image.
+
+    By default glibc hands large freed blocks back to the system and gets them anew, zeroed page by page, for every
+    feature map of every image. Requests are served from the end of the heap first, so memory that is kept there is
+    used again. Other C libraries stay as they are, and so do the peaks of memory.
+
+    It is for programs, such as the tools: a library leaves the allocator of its host alone.
+    """
+    if sys.platform == 'linux':
+        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+        if mallopt is not None:
+            mallopt(M_TOP_PAD, KEPT)
+
+
+def can_tell_peak(device: 'torch.device') -> bool:
+    """Whether :func:`reset_peak` and :func:`peak_memory` work here: on a GPU of NVIDIA's, or on Linux."""
+    return device.type == 'cuda' or PROCESS.exists()
+
+
+def reset_peak(device: 'torch.device') -> float:
+    """Measure peak memory anew from here; MB in use now."""
+    if device.type == 'cuda':
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        (PROCESS / 'clear_refs').write_text('5')
+    return peak_memory(device)
+
+
+def peak_memory(device: 'torch.device') -> float:
+    """Peak memory in MB: of the GPU's allocator, or of the process (Linux)."""
+    if device.type == 'cuda':
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = (PROCESS / 'status').read_text()
+    return int(status.split('VmHWM:')[1].split()[0]) / 2**10
+
+
+def peak_of_process() -> float | None:
+    """The most memory that this process has had, in MB; None on Windows."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10

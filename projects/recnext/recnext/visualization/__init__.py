@@ -1,0 +1,1 @@
+"""Pictures: overlays with their legend, and image beside truth beside prediction."""

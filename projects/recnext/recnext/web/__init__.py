@@ -1,0 +1,1 @@
+"""The page on which a segmentor can be tried."""

@@ -1,0 +1,205 @@
+"""An HTTP server for a gradio page: nothing but what the page needs, bounded, and whole shut down."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ..utils.errors import UserError
+
+if TYPE_CHECKING:
+    import gradio
+
+
+Receive, Send = Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]
+"""As in ASGI."""
+
+READ = ('/', '/theme.css', '/favicon.ico', '/gradio_api/queue/data')
+READ_BELOW = ('/static/', '/assets/')
+WRITE = ('/gradio_api/queue/join',)
+"""What the page asks for. Gradio has more, such as uploads to its cache and files out of it."""
+
+HEADERS = {
+    'content-security-policy': "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:",
+    'referrer-policy': 'no-referrer',
+    'x-content-type-options': 'nosniff',
+}
+"""With every answer: the browser itself sees to it that the page talks to nobody else."""
+
+WAITING = 16
+"""Uploads of the largest size that are held in memory while they arrive, and predictions that wait their turn."""
+
+PATIENCE = 120
+"""Seconds that an upload may take."""
+
+CONNECTIONS = 500
+"""At once; a browser opens up to six."""
+
+
+class Guard:
+    """ASGI middleware: refuses other paths than those of the page, and bodies that are too large, too slow or too many.
+
+    Args:
+        app: What it guards.
+        most: Bytes of one body.
+    """
+
+    def __init__(self, app: Callable, most: int) -> None:
+        self.app = app
+        self.most = most
+        self.held = 0
+
+    async def __call__(self, scope: dict, receive: Receive, send: Send) -> None:
+        if scope['type'] == 'lifespan':
+            return await self.app(scope, receive, send)
+        if scope['type'] != 'http' or not is_of_the_page(scope['method'], scope['path']):
+            return await _refuse(send, 404, 'Not found')
+
+        async def send_with_headers(message: dict) -> None:
+            if message['type'] == 'http.response.start':
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, 'headers': [*message['headers'], *added]}
+            await send(message)
+
+        if scope['method'] != 'POST':
+            return await self.app(scope, receive, send_with_headers)
+        chunks: list[bytes] = []
+        try:
+            refusal = await asyncio.wait_for(self._read(receive, chunks), PATIENCE)
+            if refusal:
+                return await _refuse(send, *refusal)
+            whole = [dict(type='http.request', body=b''.join(chunks), more_body=False)]
+            await self.app(scope, lambda: _next(whole, receive), send_with_headers)
+        except asyncio.TimeoutError:
+            await _refuse(send, 408, f'The upload took more than {PATIENCE} seconds')
+        finally:
+            self._forget(chunks)
+
+    async def _read(self, receive: Receive, chunks: list[bytes]) -> tuple[int, str] | None:
+        """Read a body into ``chunks``; the status and the reason if it is refused.
+
+        One for which there is no room is heard to its end all the same: only then does a browser read what it is told.
+        """
+        size, more, room = 0, True, True
+        while more:
+            message = await receive()
+            if message['type'] == 'http.disconnect':
+                return 400, 'Broken off'
+            chunk, more = message.get('body', b''), message.get('more_body', False)
+            size += len(chunk)
+            if size > self.most:
+                return 413, f'More than {self.most / 1e6:.0f} MB'
+            if room and self.held + len(chunk) <= WAITING * self.most:
+                self.held += len(chunk)
+                chunks.append(chunk)
+            else:
+                room = False
+                self._forget(chunks)
+        return None if room else (503, 'Too many uploads at once; try again in a moment')
+
+    def _forget(self, chunks: list[bytes]) -> None:
+        self.held -= sum(map(len, chunks))
+        chunks.clear()
+
+
+def is_of_the_page(method: str, path: str) -> bool:
+    """Whether the page asks for this."""
+    if method == 'POST':
+        return path in WRITE
+    if method not in ('GET', 'HEAD') or '..' in path or '\\' in path:
+        return False
+    return path in READ or path.startswith(READ_BELOW)
+
+
+async def _next(first: list[dict], receive: Receive) -> dict:
+    return first.pop() if first else await receive()
+
+
+async def _refuse(send: Send, status: int, reason: str) -> None:
+    # JSON with a detail is what gradio's page shows; closing tells a sender who is still at it to stop.
+    headers = [(b'content-type', b'application/json'), (b'connection', b'close')]
+    await send(dict(type='http.response.start', status=status, headers=headers))
+    await send(dict(type='http.response.body', body=json.dumps(dict(detail=f'{reason}.')).encode()))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen, before anything takes long.
+
+    Args:
+        host: Address or name of this machine.
+        port: 0 means any that is free.
+
+    Raises:
+        UserError: the port is taken, or the host not this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2 * CONNECTIONS)
+    except OSError as error:
+        raise UserError(
+            f'{host}, port {port}, cannot be listened on: {error.strerror or error}.\n'
+            '  --port N takes another port (0: any that is free), --host another address of this machine.'
+        ) from None
+
+
+def address_of(listening: socket.socket) -> str:
+    """What to open in a browser."""
+    host, port = listening.getsockname()[:2]
+    return f'http://{f"[{host}]" if ":" in host else host}:{port}'
+
+
+def serve_page(
+    page: 'gradio.Blocks', listening: socket.socket, most: int, on_start: Callable[[], None], **options: object
+) -> None:
+    """Serve a page until Ctrl-C or SIGTERM.
+
+    Args:
+        page: It may use its queue, and no other part of gradio's API.
+        listening: From :func:`listen`.
+        most: Bytes of one request.
+        on_start: Called when it can be opened.
+        options: For ``gradio.mount_gradio_app``.
+    """
+    import fastapi
+    import gradio
+    import uvicorn
+
+    page.queue(max_size=WAITING, api_open=False)
+    app = gradio.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None),
+        page,
+        '/',
+        footer_links=[],
+        run_history=False,  # it would keep the images in the browser
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        **options,
+    )
+    config = uvicorn.Config(
+        Guard(app, most),
+        ws='none',
+        log_level='error',
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    on_start()
+    uvicorn.Server(config).run([listening])
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program as its last line does: what is to be removed at the end is."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

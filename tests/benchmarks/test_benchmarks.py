@@ -1,0 +1,87 @@
+"""The benchmarks, as commands: what they report, not how fast anything is."""
+
+import json
+
+import pytest
+import torch
+from helpers.tiny import write_tiny_config
+from helpers.tools import run_tool
+from PIL import Image
+
+from projects.recnext.recnext.benchmarks import measurement
+from projects.recnext.recnext.benchmarks.measurement import NETWORK, STAGES, contenders
+from projects.recnext.recnext.benchmarks.testing import benchmark
+from projects.recnext.recnext.benchmarks.training import benchmark_training
+from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('benchmark')
+    write_dataset(folder / 'data', training=2, validation=3)
+    return write_tiny_config(folder, folder / 'data')
+
+
+def test_the_report_of_the_comparison(tiny, tmp_path):
+    result = run_tool('benchmark', tiny, '--rounds', 1, '--copies-at', 80, 100, '--work-dir', tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert list(report['contenders']) == list(contenders(compiled=False))
+    for name, contender in report['contenders'].items():
+        assert name in result.stdout
+        assert contender['pixels'] == 3 * 80 * 100
+        assert contender['images_per_second'] > 0
+        assert set(contender['milliseconds']) == set(STAGES)
+        assert all(contender['milliseconds'][stage] > 0 for stage in STAGES if stage != 'compiled')
+        assert set(contender['gflop']) == set(contender['parameters']) == set(NETWORK)
+    fp32 = [contender for name, contender in report['contenders'].items() if 'bf16' not in name]
+    assert all(contender['different_pixels'] == 0 for contender in fp32)
+    assert len({round(contender['mIoU'], 6) for contender in fp32}) == 1
+    assert all(
+        contender['logit_error'] < (0.1 if 'bf16' in name else 1e-5) for name, contender in report['contenders'].items()
+    )
+    stock, folded = (report['contenders'][name]['gflop'] for name in ('mmseg', 'ours'))
+    assert stock['backbone'] == folded['backbone'] > 0
+    with Image.open(tmp_path / 'benchmark.png') as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize(
+    ('options', 'word'),
+    [
+        (dict(device='cuda'), 'finds no GPU'),
+        (dict(cfg_options={'model.type': 'EncoderDecoder'}), 'FastEncoderDecoder'),
+        (dict(data_root='nowhere'), 'nowhere'),
+        (dict(checkpoint='missing.pth'), 'missing.pth'),
+    ],
+)
+def test_what_cannot_be_compared_is_said(tiny, tmp_path, monkeypatch, options, word):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(UserError, match=word):
+        benchmark(str(tiny), work_dir=str(tmp_path / 'work'), **options)
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_contender_that_dies_ends_the_benchmark(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, '_compete', _die)
+    with pytest.raises(UserError, match="process of 'mmseg' ended"):
+        benchmark(str(tiny), work_dir=str(tmp_path))
+
+
+def _die(*_):
+    raise SystemExit(1)
+
+
+def test_the_table_of_training(tiny):
+    result = run_tool('benchmark_training', tiny, '--rounds', 1, '--cfg-options', 'crop_size=(64,64)')
+    assert result.returncode == 0, result.stderr
+    for way in ('fp32', 'channels last', 'bf16', 'DDP'):
+        assert way in result.stdout
+    assert result.stdout.count(' ms ') == 5
+
+
+def test_training_on_an_absent_gpu(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(UserError, match='finds no GPU'):
+        benchmark_training(str(tiny), device='cuda')

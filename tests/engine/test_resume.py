@@ -1,0 +1,168 @@
+"""A run that is killed anywhere and resumed ends with the weights of the run that was not."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.reference import ROOT
+from helpers.tiny import write_tiny_config
+from helpers.tools import assert_user_error, run_tool
+from mmengine.dataset import InfiniteSampler
+from mmengine.fileio import LocalBackend
+from mmengine.runner import runner
+
+from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.datasets.seeded import ResumableSampler
+from projects.recnext.recnext.weights.checkpoint import CheckpointError, find_newest_checkpoint, read_checkpoint
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('data') / 'scenes'
+    write_dataset(root, training=7, validation=3)
+    return root
+
+
+def train(config: Path, work_dir: Path, *options: object) -> str:
+    result = run_tool('train', config, '--work-dir', work_dir, *options)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path)['state_dict']
+
+
+def assert_bit_equal(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+@pytest.fixture(scope='module')
+def undisturbed(scenes, tmp_path_factory) -> Path:
+    """The last checkpoint of 8 iterations without workers."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    train(write_tiny_config(folder, scenes), folder / 'work')
+    return folder / 'work' / 'iter_8.pth'
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_stopped_and_resumed(scenes, undisturbed, tmp_path, workers):
+    config = write_tiny_config(tmp_path, scenes)
+    options = ['--cfg-options', f'train_dataloader.num_workers={workers}']
+    train(config, tmp_path / 'work', *options, 'train_cfg.max_iters=3')
+    said = train(config, tmp_path / 'work', '--resume', *options)
+    assert 'resumed epoch: 0, iter: 3' in said and 'Iter(train) [4/8]' in said and 'Iter(train) [3/8]' not in said
+    assert_bit_equal(weights(tmp_path / 'work' / 'iter_8.pth'), weights(undisturbed))
+
+
+def test_another_seed_is_another_run(scenes, undisturbed, tmp_path):
+    config = write_tiny_config(tmp_path, scenes)
+    train(config, tmp_path / 'work', '--cfg-options', 'randomness.seed=1')
+    other = weights(tmp_path / 'work' / 'iter_8.pth')
+    assert any(not torch.equal(tensor, other[key]) for key, tensor in weights(undisturbed).items())
+
+
+def test_another_sampler_is_refused(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes)
+    options = ['--cfg-options', 'train_dataloader.sampler.type=InfiniteSampler']
+    assert_user_error(run_tool('train', config, '--work-dir', tmp_path / 'work', *options), 'type=ResumableSampler')
+
+
+def test_resume_from_a_named_checkpoint(scenes, undisturbed, tmp_path):
+    config = write_tiny_config(tmp_path, scenes)
+    train(config, tmp_path / 'work', '--resume', undisturbed.with_name('iter_5.pth'))
+    assert_bit_equal(weights(tmp_path / 'work' / 'iter_8.pth'), weights(undisturbed))
+
+
+def test_killed_at_random_moments(request, scenes, tmp_path):
+    """SIGKILL, again and again, also while a checkpoint is written; what is resumed ends as if nothing had been."""
+    kills, iterations = request.config.getoption('--kills'), 40
+    config = write_tiny_config(tmp_path, scenes, f'train_cfg = dict(max_iters={iterations})')
+    work, rng = tmp_path / 'work', random.Random(0)
+    command = [sys.executable, '-u', ROOT / 'tools' / 'train.py', config, '--work-dir', work, '--resume']
+    killed = in_writing = 0
+    while killed < kills:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        reached = 0
+        until = None
+        for line in process.stdout:
+            if match := re.search(r'Iter\(train\) \[ *(\d+)/', line):
+                reached = int(match[1])
+                until = until or time.monotonic() + rng.uniform(0, 4 / kills)
+            if until and time.monotonic() >= until:
+                break
+        if killed % 2:
+            # Every other time, in the middle of writing a checkpoint.
+            while process.poll() is None and not list(work.glob('.*.partial')):
+                pass
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        killed += 1
+        in_writing += bool(list(work.glob('.*.partial')))
+        newest = find_newest_checkpoint(work)
+        assert (0 if newest is None else read_checkpoint(newest)['meta']['iter']) >= reached - 1
+    assert killed == kills and in_writing, f'finished after {killed} kills, {in_writing} of them in writing'
+    print(f'{killed} kills, {in_writing} of them while a checkpoint was written')
+    train(config, work, '--resume')
+    assert not list(work.glob('.*.partial'))
+    train(config, tmp_path / 'undisturbed')
+    assert_bit_equal(
+        weights(work / f'iter_{iterations}.pth'), weights(tmp_path / 'undisturbed' / f'iter_{iterations}.pth')
+    )
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 3])
+@pytest.mark.parametrize('start', [0, 1, 5, 23, 1000])
+def test_sampler_starts_anywhere_in_mmengines_order(monkeypatch, world_size, start):
+    for rank in range(world_size):
+        monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, world_size))
+        reference = iter(InfiniteSampler(range(7), seed=3))
+        sampler = ResumableSampler(range(7), seed=3)
+        sampler.start = start
+        drawn = iter(sampler)
+        expected = [next(reference) for _ in range(start + 20)][start:]
+        got = [next(drawn) for _ in range(20)]
+        assert [index for _, index in got] == expected
+        assert [place for place, _ in got] == [rank + world_size * (start + k) for k in range(20)]
+
+
+def test_resuming_late_is_as_quick_as_starting(monkeypatch):
+    sampler = ResumableSampler(range(20210), seed=0)
+    sampler.start = 40_000 * 4
+    place, index = next(iter(sampler))
+    assert place == 160_000 and 0 <= index < 20210
+
+
+def test_files_are_written_atomically(tmp_path, monkeypatch):
+    backend, path = LocalBackend(), tmp_path / 'new' / 'a.pth'
+    backend.put(b'old', path)
+
+    def full_disk(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full_disk)
+    with pytest.raises(CheckpointError, match=r'a\.pth cannot be written.*No space left'):
+        backend.put(b'new', path)
+    assert path.read_bytes() == b'old' and [p.name for p in path.parent.iterdir()] == ['a.pth']
+
+
+def test_newest_checkpoint_does_not_depend_on_mmengines_note(tmp_path):
+    assert find_newest_checkpoint(tmp_path) is None and find_newest_checkpoint(tmp_path / 'no') is None
+    for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_12.pth', '.iter_11.pth.77.partial'):
+        (tmp_path / name).touch()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_'))
+    assert find_newest_checkpoint(tmp_path) == str(tmp_path / 'iter_10.pth')
+    assert runner.find_latest_checkpoint is find_newest_checkpoint

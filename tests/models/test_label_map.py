@@ -1,0 +1,419 @@
+"""Label maps against mmseg's own way, two resizes of all classes and their argmax: equal in every pixel, whatever the
+logits, sizes, dtypes and layouts; and that it neither resizes nor holds what it claims to spare."""
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.networks import Largest, threads
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from projects.recnext.recnext.models import label_map as module
+from projects.recnext.recnext.models.label_map import Step, label_map
+
+INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KINDS = ('noise', 'smooth', 'confident', 'flat', 'tied', 'quantised', 'adversarial', 'denormal', 'huge', 'mixed')
+LAYOUTS = ('contiguous', 'channels last', 'of a batch', 'of a batch, channels last', 'window', 'expanded')
+# The default; never too crowded for the tiles; always too crowded for them.
+CROWDED = (module.CROWDED, 1e9, -1)
+
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+def stock_logits(logits, steps):
+    """What mmseg's ``predict_by_feat`` and ``postprocess_result`` do, with their operations in their order."""
+    maps = logits.contiguous()[None]
+    for step in steps:
+        left, right, top, bottom = step.padding
+        height, width = maps.shape[2:]
+        maps = maps[:, :, top : height - bottom, left : width - right]
+        if step.flip is not None:
+            maps = maps.flip(dims=({'horizontal': 3, 'vertical': 2}[step.flip],))
+        maps = F.interpolate(maps, size=step.size, mode='bilinear', align_corners=step.align_corners)
+    return maps.squeeze(0)
+
+
+def stock(logits, steps):
+    return stock_logits(logits, steps).argmax(dim=0)
+
+
+def neighbours(values, seed):
+    """Every third value or so moved by up to two units in the last place."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = values.view(INTEGERS.get(values.dtype, torch.int16))
+    moved = torch.randint(-2, 3, values.shape, generator=generator)
+    here = (torch.rand(values.shape, generator=generator) < 0.3) & (values != 0)
+    return (bits + (moved * here).to(bits.dtype)).view(values.dtype)
+
+
+def make_logits(kind, shape, scale, dtype, seed):
+    classes, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*size):
+        return torch.randn(size, generator=generator, dtype=torch.double)
+
+    def smooth(size):
+        coarse = 10 * noise(1, classes, min(3, size[0]), min(3, size[1]))
+        return F.interpolate(coarse, size=size, mode='bicubic')[0]
+
+    def confident():
+        winners = torch.randint(0, classes, (1, 1, 3, 3), generator=generator).double()
+        winners = F.interpolate(winners, size=(height, width))[0, 0].long()
+        return 10 * F.one_hot(winners, classes).permute(2, 0, 1) + 0.01 * noise(*shape)
+
+    limits = torch.finfo(dtype)
+    if kind == 'noise':
+        values = scale * noise(*shape)
+    elif kind == 'smooth':
+        values = smooth((height, width))
+    elif kind == 'confident':
+        values = scale * confident()
+    elif kind == 'flat':
+        values = (scale * noise(classes, 1, 1)).expand(shape)
+    elif kind == 'quantised':
+        values = (4 * noise(*shape)).round() / 2
+    elif kind == 'denormal':
+        values = noise(*shape) * limits.tiny / 8
+    elif kind == 'huge':
+        # Further up, PyTorch's own rounding takes finite logits to infinity.
+        values = noise(*shape).clamp(-3, 3) / 3 * (limits.max / 2)
+    elif kind == 'mixed':
+        values = torch.where(torch.rand(height, width, generator=generator) < 0.1, noise(*shape), scale * confident())
+    else:
+        values = scale * smooth((height, width))
+    values = values.clamp(-limits.max / 2, limits.max / 2).to(dtype)
+    if kind == 'tied':
+        values = values[torch.randint(0, max(classes // 2, 1), (classes,), generator=generator)]
+    elif kind == 'adversarial':
+        values = values[torch.randint(0, max(classes // 2, 1), (classes,), generator=generator)]
+        values = neighbours(values, seed)
+    return values.contiguous()
+
+
+def in_layout(values, layout, seed):
+    """The logits in another layout in memory; 'expanded' repeats one class, row or column."""
+    if layout == 'channels last':
+        return values.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    if layout.startswith('of a batch'):
+        batch = torch.stack([torch.full_like(values, torch.nan), values, torch.full_like(values, torch.inf)])
+        return batch.to(memory_format=torch.channels_last if 'last' in layout else torch.contiguous_format)[1]
+    if layout == 'window':
+        return F.pad(values, (1, 2, 3, 1), value=torch.nan)[:, 3:-1, 1:-2]
+    if layout == 'expanded':
+        return values.narrow(seed % 3, 0, 1).expand_as(values)
+    return values
+
+
+def sizes(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@st.composite
+def cases(draw, classes=(2, 3, 4, 5, 19, 150), low=1, kinds=KINDS, dtypes=DTYPES, number_of_steps=(1, 2)):
+    """Logits and steps; ``low`` is the least side of a map after a step."""
+    count = draw(st.sampled_from(classes))
+    longest = 40 if count < 19 else 24 if count < 150 else 12
+    largest = 130 if count < 19 else 110 if count < 150 else 80
+    height, width = draw(sizes(1, longest))
+    arbitrary = st.one_of(sizes(low, largest), sizes(max(low, 66), max(largest, 80)))
+    fourfold = (max(4 * height, low), max(4 * width, low))
+    first = draw(st.one_of(st.just(fourfold), arbitrary))
+    align_corners = draw(st.booleans())
+    steps = [Step(first, align_corners)]
+    if draw(st.sampled_from(number_of_steps)) == 2:
+        padding = [0, 0, 0, 0]
+        if draw(st.booleans()):
+            for side, length in zip((0, 2), (first[1], first[0])):
+                padding[side] = draw(st.integers(0, length - 1))
+                padding[side + 1] = draw(st.integers(0, length - 1 - padding[side]))
+        flip = draw(st.sampled_from([None, 'horizontal', 'vertical']))
+        steps.append(Step(draw(arbitrary), align_corners, tuple(padding), flip))
+    kind = draw(st.sampled_from(kinds))
+    dtype = draw(st.sampled_from(dtypes))
+    layout = draw(st.sampled_from(LAYOUTS))
+    scale = draw(st.sampled_from([1e-3, 1.0, 10.0, 1e4]))
+    seed = draw(st.integers(0, 2**20))
+    event(kind)
+    return kind, (count, height, width), scale, dtype, layout, seed, tuple(steps)
+
+
+def logits_of(kind, shape, scale, dtype, layout, seed):
+    return in_layout(make_logits(kind, shape, scale, dtype, seed), layout, seed)
+
+
+def assert_same(labels, expected, what=''):
+    assert labels.dtype == torch.int64 and labels.shape == expected.shape
+    assert torch.equal(labels, expected), f'{what}: {(labels != expected).sum()} of {labels.numel()} pixels differ'
+
+
+@settings(max_examples=1000, deadline=None)
+@given(case=cases())
+def test_labels_are_those_of_mmseg(case):
+    *how, steps = case
+    logits = logits_of(*how)
+    before = logits.clone()
+    expected = stock(logits, steps)
+    for crowded in CROWDED:
+        with mock.patch.object(module, 'CROWDED', crowded):
+            assert_same(label_map(logits, steps), expected, f'CROWDED={crowded}')
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize('crowded', CROWDED)
+def test_labels_of_a_real_size(crowded, monkeypatch):
+    monkeypatch.setattr(module, 'CROWDED', crowded)
+    steps = (Step((384, 512)), Step((500, 667), padding=(0, 3, 0, 5), flip='horizontal'))
+    for kind in ('smooth', 'mixed', 'tied'):
+        logits = make_logits(kind, (30, 96, 128), 1, torch.float32, 0)
+        assert_same(label_map(logits, steps), stock(logits, steps), kind)
+
+
+def test_large_ratios():
+    for shape, sizes in (((5, 1, 3), ((700, 2), (3, 900))), ((5, 300, 200), ((3, 140), (150, 1)))):
+        steps = tuple(Step(size) for size in sizes)
+        for kind in ('noise', 'smooth', 'tied'):
+            logits = make_logits(kind, shape, 1, torch.float32, 1)
+            assert_same(label_map(logits, steps), stock(logits, steps), kind)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'steps'),
+    [
+        ((19, 1, 1), (Step((19, 110)),)),
+        ((19, 16, 16), (Step((64, 66)), Step((19, 110), padding=(0, 65, 0, 63), flip='vertical'))),
+    ],
+)
+def test_equal_maps_of_one_pixel(shape, steps):
+    for seed in range(10):
+        value = torch.randn((), generator=torch.Generator().manual_seed(seed))
+        logits = value.expand(shape)
+        assert_same(label_map(logits, steps), stock(logits, steps))
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_logits_that_rounding_takes_to_infinity(dtype):
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.full((5, 9, 11), torch.finfo(dtype).max, dtype=dtype)
+        logits[torch.rand(logits.shape, generator=generator) < 0.3] *= -1
+        height, width, *size = torch.randint(1, 170, (4,), generator=generator).tolist()
+        steps = (Step((height, width)), Step(tuple(size)))
+        for crowded in CROWDED:
+            with mock.patch.object(module, 'CROWDED', crowded):
+                assert_same(label_map(logits, steps), stock(logits, steps), f'CROWDED={crowded}')
+
+
+# --- Threads ---
+
+MANY = dict(classes=(4, 5, 9, 19), low=66)
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases(**MANY), crowded=st.sampled_from(CROWDED), number=st.sampled_from([2, 2, 2, 3]))
+def test_more_threads_give_the_labels_of_one(case, crowded, number):
+    """Three are special: of three maps PyTorch rounds differently when there are several threads."""
+    *how, steps = case
+    logits = logits_of(*how)
+    expected = stock(logits, steps)
+    with threads(number), mock.patch.object(module, 'CROWDED', crowded):
+        assert_same(label_map(logits, steps), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=st.one_of(cases(classes=(2, 3)), cases(classes=(4, 5, 19))))
+def test_of_few_or_small_maps_the_labels_are_those_of_as_many_threads(case):
+    """PyTorch itself chooses among kernels by the number of threads, and so does label_map."""
+    *how, steps = case
+    logits = logits_of(*how)
+    if len(logits) > module.FEW_CLASSES and all(sum(step.size) > module.SMALL_SIZE for step in steps):
+        steps = (*steps, Step((20, 30)))
+    with threads(2):
+        expected = stock(logits, steps)
+        for crowded in CROWDED:
+            with mock.patch.object(module, 'CROWDED', crowded):
+                assert_same(label_map(logits, steps), expected, f'CROWDED={crowded}')
+
+
+# --- NaN and infinity ---
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    case=cases(classes=(2, 3, 4, 19), kinds=('noise', 'flat', 'confident', 'tied')),
+    value=st.sampled_from([torch.nan, torch.inf, -torch.inf]),
+    places=st.integers(1, 3),
+    whole=st.sampled_from(['pixel', 'class', 'place', 'everything']),
+)
+def test_nan_and_infinity_go_the_way_they_go_in_mmseg(case, value, places, whole):
+    kind, shape, scale, dtype, layout, seed, steps = case
+    logits = make_logits(kind, shape, scale, dtype, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(places):
+        label, row, column = (int(torch.randint(0, length, (), generator=generator)) for length in shape)
+        if whole == 'pixel':
+            logits[label, row, column] = value
+        elif whole == 'class':
+            logits[label] = value
+        elif whole == 'place':
+            logits[:, row, column] = value
+        else:
+            logits[:] = value
+    logits = in_layout(logits, layout, seed)
+    for crowded in CROWDED:
+        with mock.patch.object(module, 'CROWDED', crowded):
+            assert_same(label_map(logits, steps), stock(logits, steps), f'CROWDED={crowded}')
+
+
+# --- Weights ---
+
+
+@st.composite
+def single_steps(draw):
+    shape = draw(sizes(1, 60))
+    padding = [0, 0, 0, 0]
+    if draw(st.booleans()):
+        for side, length in zip((0, 2), (shape[1], shape[0])):
+            padding[side] = draw(st.integers(0, length - 1))
+            padding[side + 1] = draw(st.integers(0, length - 1 - padding[side]))
+    flip = draw(st.sampled_from([None, 'horizontal', 'vertical']))
+    return shape, Step(draw(sizes(1, 200)), draw(st.booleans()), tuple(padding), flip)
+
+
+def by_taps(values, step):
+    """The step by its indices and weights alone, in double precision."""
+    for axis, dim in ((0, 1), (1, 2)):
+        indices, weights = step.taps(axis, values.shape[dim], torch.double, values.device)
+        size = step.size[axis]
+        assert indices.shape == weights.shape == (size, 3)
+        taps = values.index_select(dim, indices.flatten()).unflatten(dim, (size, 3))
+        shape = [1, 1, 1, 1]
+        shape[dim : dim + 2] = size, 3
+        values = (taps * weights.view(shape)).sum(dim + 1)
+    return values
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=single_steps(), seed=st.integers(0, 99))
+def test_taps_are_those_of_interpolate(case, seed):
+    shape, step = case
+    values = torch.randn(2, *shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+    expected = stock_logits(values, (step,))
+    assert (by_taps(values, step) - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_taps_of_long_axes(align_corners):
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 2, 3, 4, 5, 7, 127, 128, 129, 683, 2048):
+        for size in (1, 2, 3, 4, 5, 31, 4 * length, 683, 3001):
+            values = torch.randn(1, length, 1, dtype=torch.double, generator=generator)
+            step = Step((size, 1), align_corners)
+            expected = stock_logits(values, (step,))
+            assert (by_taps(values, step) - expected).abs().max() <= 1e-12, (length, size)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_weights_are_convex(dtype):
+    for align_corners in (False, True):
+        for length in (1, 2, 3, 17, 128, 500):
+            for size in (1, 2, 5, 33, 128, 512, 683):
+                step = Step((size, size), align_corners)
+                for axis in (0, 1):
+                    indices, weights = step.taps(axis, length, dtype, torch.device('cpu'))
+                    assert weights.dtype == torch.double and weights.min() >= 0
+                    assert (weights.sum(1) - 1).abs().max() <= 2 * torch.finfo(dtype).eps
+                    assert 0 <= indices.min() and indices.max() < length
+
+
+# --- What is spared ---
+
+
+SHAPE = (150, 32, 44)
+STEPS = (Step((128, 176)), Step((200, 300)))
+FIRST_MAPS = 150 * 128 * 176
+FULL_MAPS = 150 * 200 * 300
+
+
+@pytest.fixture
+def resized(monkeypatch):
+    """Number of maps that went through each call of a step."""
+    counts = []
+    call = Step.__call__
+    monkeypatch.setattr(Step, '__call__', lambda self, maps: (counts.append(len(maps)), call(self, maps))[1])
+    return counts
+
+
+def regions(seed=0):
+    """Logits as trained networks give them: most classes lie far below the ten or so that the image shows."""
+    generator = torch.Generator().manual_seed(seed)
+    shown = torch.randperm(150, generator=generator)[:10]
+    winners = shown[torch.randint(0, 10, (2, 4), generator=generator)]
+    winners = F.interpolate(winners[None, None].float(), size=SHAPE[1:])[0, 0].long()
+    logits = torch.randn(SHAPE, generator=generator) - 20
+    logits[shown] += 20
+    return logits + 10 * F.one_hot(winners, 150).permute(2, 0, 1)
+
+
+def test_counting_sees_stock(resized):
+    """What the next tests count is there to be counted."""
+    with Largest() as largest:
+        module.resize_all(regions(), STEPS).argmax(0)
+    assert largest.elements == FULL_MAPS and sum(resized) == 300
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels last'])
+def test_confident_logits_are_hardly_resized(layout, resized):
+    logits = in_layout(regions(), layout, 0)
+    with Largest() as largest:
+        labels = label_map(logits, STEPS)
+    assert sum(resized) <= 6
+    assert largest.elements < FIRST_MAPS / 4
+    assert_same(labels, stock(logits, STEPS))
+
+
+def test_only_classes_in_doubt_are_resized(resized):
+    logits = regions()
+    # A class that wins somewhere, once more under another number.
+    logits[149] = logits[int(logits[:, 0, 0].argmax())]
+    with Largest() as largest:
+        labels = label_map(logits, STEPS)
+    # Two classes, and a few more at borders at most, in two steps.
+    assert 4 <= sum(resized) <= 12
+    assert largest.elements < FIRST_MAPS / 4
+    assert_same(labels, stock(logits, STEPS))
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels last'])
+def test_of_noise_all_classes_are_resized_but_never_together(layout, resized):
+    logits = in_layout(make_logits('noise', SHAPE, 1, torch.float32, 0), layout, 0)
+    with Largest() as largest:
+        labels = label_map(logits, STEPS)
+    assert sum(resized) >= 300
+    # A few maps at a time.
+    assert largest.elements <= module.GROUP * FULL_MAPS / len(logits)
+    assert_same(labels, stock(logits, STEPS))
+
+
+def test_tiles_are_resized_in_chunks(monkeypatch):
+    """Noise in the tiles, where every class is left in every tile."""
+    monkeypatch.setattr(module, 'CROWDED', 1e9)
+    logits = make_logits('noise', SHAPE, 1, torch.float32, 0)
+    with Largest() as largest:
+        labels = label_map(logits, STEPS)
+    assert largest.elements < FULL_MAPS / 4
+    assert_same(labels, stock(logits, STEPS))
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases(), chunk=st.sampled_from([1, 5_000, 50_000]))
+def test_chunks_do_not_matter(case, chunk):
+    *how, steps = case
+    logits = logits_of(*how)
+    expected = stock(logits, steps)
+    with mock.patch.multiple(module, CHUNK=dict(cpu=chunk), CROWDED=1e9):
+        assert_same(label_map(logits, steps), expected)
