@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.devices import Device, upsample
 from helpers.networks import Largest, threads
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -415,5 +416,87 @@ def test_chunks_do_not_matter(case, chunk):
     *how, steps = case
     logits = logits_of(*how)
     expected = stock(logits, steps)
-    with mock.patch.multiple(module, CHUNK=dict(cpu=chunk), CROWDED=1e9):
+    with mock.patch.multiple(module, CPU_CHUNK=chunk, CROWDED=1e9):
         assert_same(label_map(logits, steps), expected)
+
+
+# --- Other devices ---
+
+# What PyTorch says on an Apple GPU, and on an Intel GPU without fp64 (whose name only a PyTorch for it lets pass).
+NO_DOUBLE = (
+    TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."),
+    RuntimeError('Required aspect fp64 is not supported on the device'),
+)
+
+
+@pytest.fixture
+def forget_devices():
+    """What is known of a device is remembered, and those here only pretend."""
+    module.find_double.cache_clear()
+    module.tile_axis.cache_clear()
+    yield
+    module.find_double.cache_clear()
+    module.tile_axis.cache_clear()
+
+
+@pytest.mark.usefixtures('forget_devices')
+@pytest.mark.parametrize(
+    ('kind', 'refusal', 'rounds_otherwise'),
+    [('mps', NO_DOUBLE[0], False), ('mps', NO_DOUBLE[0], True), ('xla', NO_DOUBLE[1], True), ('xla', None, True)],
+    ids=['mps', 'mps that rounds otherwise', 'without fp64', 'with fp64'],
+)
+def test_labels_on_another_device_are_those_of_its_own_arithmetic(kind, refusal, rounds_otherwise):
+    """The device is played by the CPU: that a real one has all these operations, and rounds within the bound, this
+    does not show."""
+
+    @settings(max_examples=30, deadline=None)
+    @given(case=cases(classes=(2, 4, 5, 19), dtypes=(torch.float32, torch.bfloat16, torch.float16)))
+    def check(case):
+        *how, steps = case
+        values = logits_of(*how)
+        for crowded in CROWDED:
+            device = Device(kind, refusal, rounds_otherwise)
+            with device, mock.patch.object(module, 'CROWDED', crowded):
+                logits = device.put(values)
+                labels, expected = label_map(logits, steps), stock(logits, steps)
+            assert labels.device == device.device
+            assert_same(labels.values, expected.values, f'CROWDED={crowded}')
+
+    check()
+
+
+@pytest.mark.usefixtures('forget_devices')
+@pytest.mark.parametrize('rounds_otherwise', [False, True])
+def test_without_double_precision_little_is_resized_and_doubts_are_settled_on_the_device(rounds_otherwise, resized):
+    values = regions()
+    values[149] = values[int(values[:, 0, 0].argmax())]
+    values[149] += torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(0)) * 2e-6
+    device = Device('mps', NO_DOUBLE[0], rounds_otherwise)
+    with device:
+        labels = label_map(device.put(values), STEPS)
+        # Two classes, and a few more at borders at most, in two steps.
+        assert 4 <= sum(resized) <= 12
+        expected = stock(device.put(values), STEPS)
+    assert_same(labels.values, expected.values)
+    on_cpu = label_map(values, STEPS)
+    assert torch.equal(on_cpu, labels.values) is not rounds_otherwise
+
+
+def test_the_other_device_keeps_its_rules():
+    """What the tests above stand on."""
+    device = Device('mps', NO_DOUBLE[0])
+    with device:
+        ones = device.put(torch.ones(2))
+        assert (ones + 1).device == device.device and (ones + 1).cpu().tolist() == [2, 2]
+        for wrong in (ones.double, lambda: torch.ones(2, dtype=torch.double, device=device.device)):
+            with pytest.raises(TypeError, match='float64'):
+                wrong()
+        with pytest.raises(TypeError, match='float64'):
+            torch.ones(2, dtype=torch.double).to(device.device)
+        with pytest.raises(AssertionError, match='same device'):
+            ones + torch.ones(2)
+        assert ones.cpu().double().dtype is torch.double
+    for size, align_corners in (((9, 7), False), ((3, 20), True), ((1, 1), False)):
+        maps = torch.randn(1, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+        expected = F.interpolate(maps, size=size, mode='bilinear', align_corners=align_corners)
+        assert (upsample(maps, size, align_corners) - expected).abs().max() < 1e-6

@@ -12,6 +12,9 @@ size of the original image, and takes the argmax. :func:`label_map` gives the sa
    arithmetic decides: the classes in question, seldom more than a few, go through the operations of mmseg.
 
 Where ruling out leaves too much, all classes go through those operations, a few at a time.
+
+PyTorch's own arithmetic is always that of the device that has the logits. Only the double precision of the first two
+is the CPU's where the device has none, such as Apple's GPUs.
 """
 
 import functools
@@ -37,7 +40,7 @@ many maps there are and on the place of each among them (ATen's ``_use_vectorize
 
 So few classes, which cost little, are all resized at once; of small maps all classes, where a pixel is in doubt."""
 
-CHUNK = {'cpu': 2**20, 'cuda': 2**26}
+CPU_CHUNK, CHUNK = 2**20, 2**26
 """Values in the tiles that are resized together: 8 MB for the caches of a CPU, 512 MB for the width of a GPU."""
 
 CROWDED = 0.2
@@ -48,6 +51,10 @@ ROUNDING = 10
 
 Up to four interpolations (two axes, two steps), each with at most four roundings of half an epsilon: weights,
 products, sum. That makes eight; the rest is for the errors of errors.
+
+That is so of PyTorch's kernels for CPU and CUDA. Of another device it is assumed: that it rounds no worse, that its
+bilinear values are convex combinations with the weights that :meth:`Step.taps` reads off it, and that it resizes a map
+in the same way whatever maps are beside it.
 """
 
 
@@ -115,6 +122,18 @@ class Step:
         return sources[torch.where(weights > 0, indices, nearest)], weights
 
 
+@functools.lru_cache(maxsize=16)
+def find_double(device: torch.device) -> torch.device:
+    """The device itself if it multiplies in double precision, else the CPU."""
+    try:
+        # Tried, not looked up: of one kind of device some have it and others not.
+        matrix = torch.ones(1, 1, dtype=torch.double).to(device)
+        (matrix @ matrix).item()
+        return device
+    except (TypeError, RuntimeError):
+        return torch.device('cpu')
+
+
 @dataclass(frozen=True)
 class TiledAxis:
     """One axis of the label map in tiles; the last one goes on past the end by repeating the last pixel.
@@ -132,7 +151,10 @@ class TiledAxis:
 
 @functools.lru_cache(maxsize=256)
 def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtype, device: torch.device) -> TiledAxis:
-    """The tiles along an axis whose ``length`` logits of this dtype and device go through ``steps``."""
+    """The tiles along an axis whose ``length`` logits of this dtype and device go through ``steps``.
+
+    Its tensors are where :func:`find_double` says.
+    """
     indices, weights = torch.arange(length)[:, None], torch.ones(length, 1, dtype=torch.double)
     for step in steps:
         sources, shares = step.taps(axis, len(indices), dtype, device)
@@ -147,7 +169,8 @@ def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtyp
     matrices.scatter_add_(2, indices - first[:, None, None], weights)
     first, last = first // CELL, last // CELL
     cells = torch.minimum(first[:, None] + torch.arange(int((last - first).max()) + 1), last[:, None])
-    return TiledAxis(cells.to(device), patches.clamp(max=length - 1).to(device), matrices.to(device))
+    place = find_double(device)
+    return TiledAxis(cells.to(place), patches.clamp(max=length - 1).to(place), matrices.to(place))
 
 
 def resize_all(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
@@ -210,7 +233,7 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
         steps: The last gives the size of the label map; without any, that is the size of the logits.
 
     Returns:
-        (H, W), int64: in every pixel what ``resize_all(logits, steps).argmax(0)`` has there.
+        (H, W), int64, where the logits are: in every pixel what ``resize_all(logits, steps).argmax(0)`` has there.
     """
     if not steps or len(logits) <= FEW_CLASSES:
         return resize_all(logits, steps).argmax(0)
@@ -220,7 +243,8 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
         # NaNs and infinities, or what rounding may take there: resized, they go ways of their own.
         return resize_all(logits, steps).argmax(0)
     rows, columns = (tile_axis(steps, axis, logits.shape[1 + axis], logits.dtype, logits.device) for axis in (0, 1))
-    left, margin = _rule_out(largest, smallest, rows, columns)
+    place = find_double(logits.device)
+    left, margin = _rule_out(largest.to(place), smallest.to(place), rows, columns)
     # The tiles with the most classes come first, so that those with a k-th class stand in front.
     counts, order = left.sum(1).sort(descending=True, stable=True)
     counts = [count for count in counts.tolist() if count > 1]
@@ -229,12 +253,13 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
         return running_argmax(logits.contiguous(), steps, torch.arange(len(logits), device=logits.device))
 
     tiles = left.byte().argmax(1)[:, None, None].repeat(1, TILE, TILE)
-    close = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    close = torch.zeros(len(logits), dtype=torch.bool, device=place)
     doubts = []
-    for chunk in _chunks(counts, CHUNK[logits.device.type] // values):
+    copy = logits.to(place) if counts else None
+    for chunk in _chunks(counts, (CPU_CHUNK if place.type == 'cpu' else CHUNK) // values):
         places = order[chunk]
         pairs = _rank_by_rank(left[places].nonzero(), counts[chunk])
-        resized = _resize_tiles(logits, pairs, places, rows, columns)
+        resized = _resize_tiles(copy, pairs, places, rows, columns)
         tiles[places], doubtful = _compare(resized, pairs, counts[chunk], margin[places], close)
         if doubtful is not None:
             tile, y, x = doubtful.nonzero().T
@@ -242,12 +267,12 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
             doubts.append(torch.stack([row * TILE + y, column * TILE + x]))
     height, width = steps[-1].size
     labels = tiles.view(len(rows.cells), -1, TILE, TILE).transpose(1, 2).reshape(len(rows.cells) * TILE, -1)
-    labels = labels[:height, :width].contiguous()
+    labels = labels[:height, :width].contiguous().to(logits.device)
     if doubts:
         y, x = torch.cat(doubts, 1)
         # The last tiles go on past the end.
-        pixels = tuple(torch.stack([y, x])[:, (y < height) & (x < width)])
-        labels[pixels] = running_argmax(logits, steps, close.nonzero()[:, 0], pixels)
+        pixels = tuple(torch.stack([y, x])[:, (y < height) & (x < width)].to(logits.device))
+        labels[pixels] = running_argmax(logits, steps, close.nonzero()[:, 0].to(logits.device), pixels)
     return labels
 
 
@@ -315,7 +340,7 @@ def _chunks(counts: Sequence[int], most: int) -> Iterator[slice]:
 
 def _rank_by_rank(pairs: Tensor, counts: Sequence[int]) -> Tensor:
     """Pairs (P, 2) of tile and class, sorted by tile, to (2, P): the first class of every tile, then the second, ..."""
-    counts = torch.tensor(counts, device=pairs.device)
+    counts = torch.tensor(counts).to(pairs.device)
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(pairs), device=pairs.device) - first[pairs[:, 0]]
     return pairs[rank.argsort(stable=True)].T
@@ -379,5 +404,5 @@ def _compare(
     among = doubtful.flatten(1).any(1)[index].nonzero()[:, 0]
     index, classes = index[among], classes[among]
     candidates = (resized[among] >= (best - margin)[index]) & doubtful[index]
-    close[classes[candidates.flatten(1).any(1)]] = True
+    close.index_fill_(0, classes[candidates.flatten(1).any(1)], True)
     return label, doubtful
