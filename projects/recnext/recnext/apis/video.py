@@ -57,6 +57,8 @@ def predict_video(
             writer.release()
     if not frame_areas:
         raise ImageError(f'{path} is not a video that can be read.')
+    if overlay is not None and _count_frames(overlay) < len(frame_areas):  # OpenCV does not tell of a full disk
+        raise RuntimeError(f'OpenCV could not write all of {overlay}')
     height, width = frame.shape[:2]
     areas = list_areas(totals, predictor.classes)
     return dict(width=width, height=height, fps=fps, frames=len(frame_areas), areas=areas, frame_areas=frame_areas)
@@ -68,6 +70,15 @@ def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
         if not there:
             return
         yield frame
+
+
+def _count_frames(path: str | Path) -> int:
+    """As the file says; 0 of one that was not finished."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        return int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        video.release()
 
 
 def _even(picture: Image.Image) -> np.ndarray:

@@ -17,6 +17,9 @@ PARTIAL = '.partial-'
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+LEAST_FREE = 2**16
+"""Bytes: with fewer left, a writer that failed without saying why had no room."""
+
 
 def make_folder(path: str | Path) -> None:
     """Make a folder to write in.
@@ -42,7 +45,8 @@ def written_beside(path: str | Path, staging: Path | None = None) -> Iterator[Pa
         staging: An existing folder on the same file system to write in first; that of ``path`` if None.
 
     Raises:
-        UserError: there is no permission, or the disk is full. Other errors of the block are passed on.
+        UserError: there is no permission, the disk is full, or the system has another reason against that file. Other
+            errors of the block are passed on.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -51,22 +55,23 @@ def written_beside(path: str | Path, staging: Path | None = None) -> Iterator[Pa
     try:
         place.mkdir()
     except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}') from None
+        raise UserError(f'{path} cannot be written: {_reason(error)}') from None
     try:
         beside = place / path.name
         try:
             yield beside
             _sync(beside)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            if _is_disk_full(error):
-                raise UserError(f'{path} cannot be written: the disk is full. What was there before stays.') from None
-            raise
+        except Exception as error:
+            reason = _why_not_written(error, place)
+            if reason is None:
+                raise
+            raise UserError(f'{path} cannot be written: {reason}. What was there before stays.') from error
         try:
             if path.is_file():
                 beside.chmod(stat.S_IMODE(path.stat().st_mode))
             os.replace(beside, path)
         except OSError as error:
-            raise UserError(f'{path} cannot be written: {error.strerror}') from None
+            raise UserError(f'{path} cannot be written: {_reason(error)}') from None
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -79,13 +84,36 @@ def _sync(path: Path) -> None:
                 os.fsync(opened.fileno())
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, says so."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _reason(error: OSError) -> str | None:
+    return 'the disk is full' if error.errno in DISK_FULL else error.strerror
+
+
+def _why_not_written(error: Exception, place: Path) -> str | None:
+    """What kept a file in ``place`` from being written; None if the error is about something else."""
+    if isinstance(error, UserError):
+        return None
+    if isinstance(error, OSError) and error.errno not in DISK_FULL and _concerns(error, place):
+        return error.strerror
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+            # Without a name it came of an open file. Another disk may be full, such as that of temporary files.
+            return 'the disk is full' if cause.filename is None or _concerns(cause, place) else None
+        # safetensors and shutil.copytree have it in words only.
+        if any(os.strerror(code) in str(cause) for code in DISK_FULL):
+            return 'the disk is full'
+        cause = cause.__cause__ or cause.__context__
+    # torch and OpenCV, writing by name, do not say it at all.
+    if isinstance(error, RuntimeError) and shutil.disk_usage(place).free < LEAST_FREE:
+        return 'the disk is full'
+    return None
+
+
+def _concerns(error: OSError, folder: Path) -> bool:
+    """Whether the error names a file in a folder."""
+    names = [Path(name) for name in (error.filename, error.filename2) if isinstance(name, (str, os.PathLike))]
+    folders = {folder.absolute(), folder.resolve()}
+    return any(not folders.isdisjoint(name.absolute().parents) for name in names)
 
 
 def remove_partial_files(folder: str | Path) -> None:
