@@ -205,9 +205,9 @@ def build_page(demo: Demo) -> 'gradio.Blocks':
     limits = f'at most {demo.max_upload / 1e6:.0f} MB and {demo.max_pixels / 1e6:.0f} million pixels; nothing is kept'
     with gradio.Blocks(analytics_enabled=False, title='RecNeXt', fill_width=True) as page:
         viewer = gradio.HTML(
-            html_template=(SOURCE / 'page.html').read_text(),
-            css_template=(SOURCE / 'page.css').read_text(),
-            js_on_load=(SOURCE / 'page.js').read_text(),
+            html_template=(SOURCE / 'page.html').read_text(encoding='utf-8'),
+            css_template=(SOURCE / 'page.css').read_text(encoding='utf-8'),
+            js_on_load=(SOURCE / 'page.js').read_text(encoding='utf-8'),
             apply_default_css=False,
             max_upload=demo.max_upload,
             model=f'{made_with["config"]} · {made_with["checkpoint"]} · {demo.device}',
