@@ -33,7 +33,8 @@ def test_colours_are_those_of_mmseg(visualizer, image, highest):
         pytest.skip('this mmseg cannot draw without names')
     labels = PixelData(data=torch.randint(0, highest, (1, 40, 60), generator=torch.Generator().manual_seed(0)))
     expected = visualizer._draw_sem_seg(image, labels, CLASSES, PALETTE, with_labels=False)
-    assert np.array_equal(visualizer._mix(image, labels), expected)
+    # mmseg cuts fractions off.
+    assert np.abs(visualizer._paint(image, labels).astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize('with_labels', [False, True])

@@ -8,15 +8,12 @@ import cv2
 import numpy as np
 import torch
 
-from ..datasets.dataset_rules import (
-    PreparedSample,
-    prepare_samples,
-)
+from ..datasets.dataset_rules import PreparedSample, prepare_samples
 from ..datasets.listing import Listing, spread
 from ..datasets.sample_rules import IGNORED, Sample
 from ..utils.errors import printable
 from ..utils.files import written_beside
-from ..visualization.overlay import mix
+from ..visualization.overlay import paint
 
 ON_SHEET = 12
 """Samples on the sheet of each dataset."""
@@ -36,7 +33,7 @@ def _count(samples: Sequence[Sample]) -> tuple[Counter, Counter]:
     return pixels, images
 
 
-def draw_classes(checked: Checked, file: object) -> None:
+def draw_classes(checked: Checked, file: str | Path) -> None:
     """Bars of the classes that occur, the most frequent first: share of the pixels, and of the images; a PNG."""
     from matplotlib.figure import Figure
 
@@ -110,19 +107,17 @@ def _cell(
     if 'gt_sem_seg' not in batch['data_samples'][0]:
         return name, picture, set()
     labels = batch['data_samples'][0].gt_sem_seg.data[0].numpy()
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(listing.palette)] = listing.palette
-    under = picture.copy()
     if labels.shape != picture.shape[:2]:  # in testing they keep their own size
         labels = cv2.resize(labels, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    counts = labels != IGNORED
-    mixed = mix(picture, palette[labels])
-    under[counts] = mixed[counts]
+    # Black for a label that is no class; none for the one that is ignored, which is the last of all.
+    palette = np.zeros((IGNORED, 3), np.uint8)
+    palette[: len(listing.palette)] = listing.palette
+    under = paint(picture, labels, palette)
     gap = np.full((picture.shape[0], max(2, picture.shape[1] // 40), 3), 255, np.uint8)
     return name, np.concatenate((picture, gap, under), axis=1), set(np.unique(labels).tolist()) - {IGNORED}
 
 
-def _draw_sheet(listing: Listing, cells: Sequence[tuple[str, np.ndarray, set[int]]], file: object) -> None:
+def _draw_sheet(listing: Listing, cells: Sequence[tuple[str, np.ndarray, set[int]]], file: str | Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

@@ -1,9 +1,13 @@
-"""The results of the benchmark as a table and as a picture."""
+"""What :func:`testing.benchmark` found, as a table and as a picture."""
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from .measurement import FAST, NETWORK, STAGES, STOCK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STAGE_COLOURS = ('#9aa5b1', '#c3cad2', '#2b6cb0', '#63a4dd', '#a8d1f5', '#4a90c2', '#dd6b20', '#718096', '#e2e8f0')
 
@@ -81,7 +85,7 @@ def _sweep(results: dict) -> Iterator[str]:
         )
 
 
-def draw_results(results: dict, file: BinaryIO) -> None:
+def draw_results(results: dict, file: str | Path | BinaryIO) -> None:
     """Bars of the time of an image by stage, and curves of the sweeps, as a PNG in ``file``."""
     from matplotlib.figure import Figure
 
@@ -97,7 +101,7 @@ def draw_results(results: dict, file: BinaryIO) -> None:
     figure.savefig(file, dpi=110, format='png')
 
 
-def _draw_stages(axes: object, contenders: dict) -> None:
+def _draw_stages(axes: 'Axes', contenders: dict) -> None:
     names = list(contenders)[::-1]
     left = [0.0] * len(names)
     for stage, colour in zip(STAGES, STAGE_COLOURS):
@@ -112,7 +116,7 @@ def _draw_stages(axes: object, contenders: dict) -> None:
     axes.legend(ncols=5, fontsize='x-small', loc='lower center', bbox_to_anchor=(0.5, 1))
 
 
-def _draw_curves(axes: object, points: list[dict], over: str, label: str) -> None:
+def _draw_curves(axes: 'Axes', points: list[dict], over: str, label: str) -> None:
     for kind, style in (('confident', '-o'), ('random', '--s')):
         chosen = sorted((p for p in points if p['kind'] == kind), key=lambda p: p[over])
         for name, colour in ((STOCK, '#718096'), (FAST, '#dd6b20')):

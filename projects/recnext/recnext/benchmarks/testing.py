@@ -1,4 +1,4 @@
-"""The benchmark behind the command line: checks, measurements, and what is made of them."""
+"""The comparison with mmseg in testing: checks what is asked for, measures, and writes a table and a picture."""
 
 import json
 import tempfile
@@ -11,10 +11,11 @@ from ..engine.checks import check_checkpoint, set_data_root
 from ..engine.config import load_segmentor_config, set_work_dir
 from ..models.builder import build_skeleton
 from ..models.segmentor import FastEncoderDecoder
+from ..utils.device import find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder, written_beside
 from ..weights.releases import find_checkpoint
-from . import measurement
+from . import label_maps, measurement
 from .tables import draw_results, format_results
 
 
@@ -49,7 +50,7 @@ def benchmark(
         check_checkpoint(cfg, checkpoint)
     elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
         raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
-    where = measurement.find_device(device)
+    where = find_device(device)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +70,7 @@ def benchmark(
             peak_gflops=measurement.measure_peak(where),
         ),
         contenders=contenders,
-        sweep=measurement.sweep(rounds, where) if sweep else [],
+        sweep=label_maps.sweep(rounds, where) if sweep else [],
     )
     print(format_results(results))
     folder = Path(cfg.work_dir)

@@ -6,7 +6,7 @@ from statistics import median
 import torch
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -105,7 +105,7 @@ def _build(
     channels_last: bool = False,
     compiled: bool = False,
     wrapped: bool = False,
-) -> tuple[nn.Module, object]:
+) -> tuple[nn.Module, OptimWrapper]:
     torch.manual_seed(0)
     model = build_without_weights(cfg.model).to(device).train()
     if channels_last:

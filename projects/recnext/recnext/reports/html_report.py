@@ -19,13 +19,14 @@ import numpy as np
 from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import Lexer
 from pygments.lexers import DiffLexer, PythonLexer
 
 from ..evaluation.record import Evaluation, Example
 from ..utils.errors import UserError
 from ..utils.files import written_beside
 from ..utils.image_io import read_image
-from ..visualization.overlay import mix
+from ..visualization.overlay import paint
 from ..weights.checkpoint import find_newest_checkpoint
 from .run_logs import CURVES, ClassFigures, Curve, Run, read_run
 
@@ -170,7 +171,7 @@ def _list_validations(run: Run) -> list[tuple[int, dict[str, float]]]:
 
 
 def _list_gaps(run: Run) -> list[str]:
-    """Where the loss was no number."""
+    """Where the loss was not finite."""
     loss = run.curves.get('loss')
     wrong = [] if loss is None else loss.iterations[~np.isfinite(loss.values)]
     if not len(wrong):
@@ -203,7 +204,7 @@ def thin_out(curve: Curve, most: int = POINTS) -> Curve:
 
 
 def _points(curve: Curve) -> dict[str, list]:
-    """Of a curve as the page's program takes it; None for what is no number."""
+    """Of a curve as the page's script takes it; None for what is missing or not finite."""
     thin = thin_out(curve)
     values = [value if math.isfinite(value) else None for value in thin.values.tolist()]
     return dict(iterations=thin.iterations.tolist(), values=values)
@@ -323,13 +324,9 @@ def draw_comparison(
     factor = min(1, PANEL_SIDE / max(truth.shape))
     size = max(1, round(width * factor)), max(1, round(height * factor))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    panels = [image]
-    for labels in (truth, prediction):
-        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        known = labels < len(palette)
-        mixed = mix(image, palette[np.where(known, labels, 0)][..., ::-1].copy())
-        panels.append(np.where(known[..., None], mixed, image))
-    return tuple(panels)
+    bgr = np.ascontiguousarray(palette[:, ::-1])
+    maps = (cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST) for labels in (truth, prediction))
+    return image, *(paint(image, labels, bgr) for labels in maps)
 
 
 def _data_uri(picture: np.ndarray) -> str:
@@ -366,7 +363,7 @@ def _compare_configs(names: Sequence[str], runs: Sequence[Run]) -> list[dict]:
     return compared
 
 
-def _highlighted(text: str, lexer: object) -> Markup:
+def _highlighted(text: str, lexer: Lexer) -> Markup:
     return Markup(highlight(text, lexer, HtmlFormatter(nowrap=True))) if text else Markup('')
 
 
@@ -391,5 +388,5 @@ def _change(value: float) -> str:
 
 
 def _data(value: float) -> str:
-    """A number for the page's program, which takes nothing for what is no number."""
+    """A number for the page's script; nothing for one that is missing or not finite."""
     return '' if value is None or not math.isfinite(value) else repr(float(value))

@@ -57,9 +57,33 @@ def draw_overlay(
     return picture
 
 
-def mix(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Lay the colours of the classes over an image; both (H, W, 3), uint8, of the same order of channels."""
-    return cv2.addWeighted(image, 1 - OPACITY, colours, OPACITY, 0)
+def mix(image: np.ndarray, colours: np.ndarray, opacity: float = OPACITY) -> np.ndarray:
+    """Lay colours over an image.
+
+    Args:
+        image: (H, W, 3), uint8.
+        colours: (H, W, 3), uint8, in the same order of channels.
+        opacity: Of the colours, from 0 to 1.
+
+    Returns:
+        (H, W, 3), uint8.
+    """
+    return cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
+
+
+def paint(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Lay the colours of its classes over an image; where a pixel has no class it stays as it is.
+
+    Args:
+        image: (H, W, 3), uint8.
+        labels: (H, W), index of the class of every pixel; no class from ``len(palette)`` on.
+        palette: (classes, 3), uint8, in the same order of channels.
+
+    Returns:
+        (H, W, 3), uint8.
+    """
+    known = labels < len(palette)
+    return np.where(known[..., None], mix(image, palette[np.where(known, labels, 0)]), image)
 
 
 def shrink(image: np.ndarray, labels: np.ndarray, longest_side: int) -> tuple[np.ndarray, np.ndarray]:

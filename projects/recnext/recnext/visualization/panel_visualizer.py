@@ -1,4 +1,4 @@
-"""Pictures to look at: image | truth | prediction, with a legend of the classes in them."""
+"""A visualizer whose pictures have image, truth and prediction side by side over a legend."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from mmengine.structures import PixelData
 from mmseg.registry import VISUALIZERS
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
+
+from .overlay import mix
 
 PANEL_INCHES = 4.5
 DPI = 100
@@ -63,7 +65,9 @@ class SegPanelVisualizer(SegLocalVisualizer):
             if draw and data_sample is not None and field in data_sample:
                 labels = data_sample.get(field)
                 # mmseg writes names on the masks unless told otherwise, before 1.1 never.
-                drawn = self._draw_sem_seg(image, labels, classes, palette) if with_labels else self._mix(image, labels)
+                drawn = (
+                    self._draw_sem_seg(image, labels, classes, palette) if with_labels else self._paint(image, labels)
+                )
                 panels.append((title, drawn))
                 present.update(np.unique(labels.data.cpu()).tolist())
         legend = [(classes[label], palette[label]) for label in sorted(present) if label < len(classes)]
@@ -78,12 +82,12 @@ class SegPanelVisualizer(SegLocalVisualizer):
         elif not show:
             self.add_image(name, picture, step)
 
-    def _mix(self, image: np.ndarray, labels: PixelData) -> np.ndarray:
+    def _paint(self, image: np.ndarray, labels: PixelData) -> np.ndarray:
         """The image in the colours of its classes, and black where a pixel has none; (H, W, 3) uint8 like the image."""
         palette = np.array(self.dataset_meta['palette'], np.uint8)
         indices = np.minimum(np.asarray(labels.data.cpu())[0].astype(np.int64), len(palette))
         colours = np.concatenate((palette, np.zeros((1, 3), np.uint8)))[indices]
-        return (image * (1 - self.alpha) + colours * self.alpha).astype(np.uint8)
+        return mix(image, colours, self.alpha)
 
 
 def draw_panels(
