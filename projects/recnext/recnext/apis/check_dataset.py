@@ -31,7 +31,7 @@ from ..utils.errors import UserError, printable
 from ..utils.files import make_folder, written_beside
 from ..utils.parallel import completed
 from ..utils.progress import image_progress
-from .dataset_pictures import Checked, count_labels, write_sheet, draw_classes
+from .dataset_pictures import Checked, count_labels, draw_classes, write_sheet
 
 EXAMPLES = 3
 """Findings of a sort that are printed; the JSON file has all."""
