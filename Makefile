@@ -39,14 +39,15 @@ test: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 
 # With the demo's weights where `make demo` has made them.
 bench: setup $(SCENES)
 	$(RUN) tools/benchmark.py $(DEMO_CONFIG) $(wildcard $(DEMO)/iter_350.pth) --work-dir work_dirs/benchmark --sweep
 
-# A core of the tests in an environment for each of the stacks in tests/stacks.py.
+# A core of the tests in an environment for each of the stacks in tests/stack/stacks.py.
 stacks: setup
-	$(RUN) tests/stacks.py
+	$(RUN) tests/stack/stacks.py
 
 # Bring the lock up to date with the requirements; versions that still fit stay. For newer ones: make lock UPGRADE=--upgrade
 lock: setup

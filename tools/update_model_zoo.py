@@ -148,7 +148,7 @@ def _model(release: dict) -> dict:
         'Metadata': metadata,
         'Weights': release['url'],
         'Paper': dict(PAPER),
-        'Code': 'projects/recnext/recnext/backbone.py',
+        'Code': 'projects/recnext/recnext/models/recnext.py',
         'Framework': 'PyTorch',
     }
 

@@ -21,7 +21,8 @@ from PIL import Image
 from projects.recnext.recnext.apis import check_dataset as dataset_report
 from projects.recnext.recnext.datasets.sample_rules import KINDS, is_cut_off
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine import config as launch
+from projects.recnext.recnext.engine.checks import set_data_root
+from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.utils.errors import UserError, printable
 
 TRAINING = 6
@@ -340,11 +341,11 @@ def test_a_jpegis_cut_off_or_not(sound):
 
 
 def test_the_cheap_part_goes_by_the_same_rules(scenes, tmp_path):
-    cfg = launch.load_config(write_tiny_config(tmp_path, scenes))
-    launch.set_data_root(cfg, None, ('train', 'val'))
+    cfg = load_config(write_tiny_config(tmp_path, scenes))
+    set_data_root(cfg, None, ('train', 'val'))
     resize(100, 90)(scenes / labels(4))
     with pytest.raises(UserError, match=r'00004\.png is 90 × 100.*\n.*tools/check_dataset\.py'):
-        launch.set_data_root(cfg, None, ('train', 'val'))
+        set_data_root(cfg, None, ('train', 'val'))
 
 
 def test_as_a_command(scenes, ade20k_sample, tmp_path):

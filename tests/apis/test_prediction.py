@@ -1,7 +1,6 @@
 """Prediction as a user runs it: every kind of image and input, bad ones, interrupted runs, several processes."""
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -9,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zlib
@@ -19,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from helpers.reference import ROOT
 from helpers.tiny import write_tiny, write_tiny_config
 from helpers.tools import assert_user_error, descendants, run_tool
@@ -26,12 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from projects.recnext.recnext.apis import batch_prediction as collection
-from projects.recnext.recnext.apis import predictor as inference
+from projects.recnext.recnext.apis import batch_prediction
 from projects.recnext.recnext.apis.batch_inputs import Inputs, find_inputs
+from projects.recnext.recnext.apis.batch_prediction import infer
 from projects.recnext.recnext.apis.predictor import Prediction, Predictor
 from projects.recnext.recnext.datasets.samples.scenes import make_scene, write_dataset
 from projects.recnext.recnext.engine.distributed import ProcessInfo, get_process_info
+from projects.recnext.recnext.models.deploy import Deployment
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.image_io import ImageError, read_image
 from projects.recnext.recnext.visualization.overlay import draw_overlay
@@ -108,7 +108,7 @@ def test_small_scenes_too_whatever_the_options(tiny, tmp_path):
     assert len(theirs) == 5 and len(np.unique(np.stack(list(theirs.values())))) > 3
     for number, options in enumerate((dict(batch_size=3), dict(fuse='none', channels_last=False))):
         out = tmp_path / f'infer{number}'
-        collection.infer(*tiny, [data / 'images' / 'validation'], out, overlay=False, **options)
+        infer(*tiny, [data / 'images' / 'validation'], out, overlay=False, **options)
         assert not (out / 'overlays').exists() and parts(out, 'labels') == sorted(theirs)
         for name, expected in theirs.items():
             assert np.array_equal(np.array(Image.open(out / 'labels' / name)), expected)
@@ -292,7 +292,7 @@ def test_an_image_that_the_pipeline_cannot_take(tiny, tmp_path):
 
 
 def test_the_lines_in_the_readme(real_m3, ade20k_sample, tmp_path):
-    snippet = re.search(r'```python\n(from projects.recnext.recnext.inference.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]  # fmt: skip # noqa: E501
+    snippet = re.search(r'```python\n(from projects.recnext.recnext.apis.predictor.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]  # fmt: skip # noqa: E501
     shutil.copy(real_m3, tmp_path / 'recnext_m3_ade20k.pth')
     shutil.copy(ade20k_sample / 'images' / 'validation' / 'ADE_val_00000001.jpg', tmp_path / 'photo.jpg')
     result = subprocess.run(
@@ -437,7 +437,7 @@ def test_same_names_do_not_overwrite_each_other(tiny, tmp_path):
     for seed, name in enumerate(('a/x.jpg', 'b/x.jpg', 'b/x.png', 'b/x.jpg.png', 'x/x.jpg')):
         save(tmp_path / name, scene(seed))
     inputs = [tmp_path / 'a' / 'x.jpg', tmp_path / 'b', tmp_path / 'x']
-    summary = collection.infer(*tiny, inputs, tmp_path / 'out')
+    summary = infer(*tiny, inputs, tmp_path / 'out')
     assert summary['inputs'] == summary['finished'] == 5
     assert parts(tmp_path / 'out', 'labels') == ['a/x.png', 'b/x.jpg.png', 'b/x.jpg.png.png', 'b/x.png.png', 'x/x.png']
     maps = [np.array(Image.open(path)) for path in (tmp_path / 'out' / 'labels').rglob('*.png')]
@@ -455,7 +455,7 @@ def write_video(path: Path, frames: list[np.ndarray]) -> Path:
 
 def test_a_video(tiny, tmp_path, predictor):
     path = write_video(tmp_path / 'clip.mp4', [scene(k) for k in range(4)])
-    summary = collection.infer(*tiny, [path], tmp_path / 'out')
+    summary = infer(*tiny, [path], tmp_path / 'out')
     report = read_json(tmp_path / 'out' / 'areas' / 'clip.json')
     assert (report['frames'], report['fps'], report['width'], report['height']) == (4, 5, WIDTH, HEIGHT)
     assert [sum(frame.values()) for frame in report['frame_areas']] == [HEIGHT * WIDTH] * 4
@@ -495,7 +495,7 @@ def test_bad_inputs_are_reported_and_the_rest_goes_on(tiny, tmp_path):
     write_video(photos / 'cut.mp4', [scene(7)])
     before = files(tmp_path / 'out')
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out' / 'labels').iterdir()}
-    collection.infer(*tiny, inputs, tmp_path / 'out')
+    infer(*tiny, inputs, tmp_path / 'out')
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
     after = files(tmp_path / 'out')
     assert not parts(tmp_path / 'out', 'failed') and len(after) == len(before) - 3 + 3 + 2 + 3
@@ -506,7 +506,7 @@ def test_a_folder_that_cannot_be_written(tiny, tmp_path):
     save(tmp_path / 'a.png', scene())
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='cannot be made a folder'):
-        collection.infer(*tiny, [tmp_path / 'a.png'], tmp_path / 'file')
+        infer(*tiny, [tmp_path / 'a.png'], tmp_path / 'file')
 
 
 def test_a_full_disk_ends_the_run(tiny, tmp_path, monkeypatch):
@@ -521,41 +521,41 @@ def test_a_full_disk_ends_the_run(tiny, tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(UserError, match=r'cannot be written.*No space left'):
-        collection.infer(*tiny, [photos], tmp_path / 'out')
+    with pytest.raises(UserError, match='cannot be written: the disk is full'):
+        infer(*tiny, [photos], tmp_path / 'out')
     monkeypatch.undo()
     assert not list((tmp_path / 'out').glob('.partial*'))
-    assert collection.infer(*tiny, [photos], tmp_path / 'out')['finished'] == 5
+    assert infer(*tiny, [photos], tmp_path / 'out')['finished'] == 5
 
 
 def test_other_settings_are_refused(tiny, tmp_path):
     photos, out = tmp_path / 'photos', tmp_path / 'out'
     save(photos / 'a' / 'a.png', scene())
-    collection.infer(*tiny, [photos], out, overlay=False)
+    infer(*tiny, [photos], out, overlay=False)
     before = files(out)
     other = tmp_path / 'other.pth'
     weights = torch.load(tiny[1], weights_only=True)['state_dict']
     write_checkpoint(dict(state_dict={key: value + 1 for key, value in weights.items()}), other)
     for change, word in (
         (dict(overlay=True), 'overlay: False, now True'),
-        (dict(precision='bf16'), 'precision: fp32, now bf16'),
+        (dict(deployment=Deployment(precision='bf16')), 'precision: fp32, now bf16'),
         (dict(checkpoint=other), 'sha256'),
         (dict(cfg_options={'test_dataloader.dataset.pipeline.1.size_divisor': 64}), 'network_and_pipeline'),
         (dict(inputs=[photos / 'a']), 'root'),
     ):
         settings = dict(config=tiny[0], checkpoint=tiny[1], inputs=[photos], out_dir=out, overlay=False) | change
         with pytest.raises(UserError, match=word):
-            collection.infer(**settings)
+            infer(**settings)
     assert files(out) == before
 
 
 def test_large_images_are_predicted_one_at_a_time(tiny, tmp_path, monkeypatch):
     for k in range(3):
         save(tmp_path / 'photos' / f'{k}.png', scene(k))
-    expected = collection.infer(*tiny, [tmp_path / 'photos'], tmp_path / 'ahead')
-    monkeypatch.setattr(collection, 'LARGE', 100)
-    monkeypatch.setattr(inference.Predictor, 'prepare', _on_the_main_thread(inference.Predictor.prepare))
-    assert collection.infer(*tiny, [tmp_path / 'photos'], tmp_path / 'alone') == expected
+    expected = infer(*tiny, [tmp_path / 'photos'], tmp_path / 'ahead')
+    monkeypatch.setattr(batch_prediction, 'LARGE', 100)
+    monkeypatch.setattr(Predictor, 'prepare', _on_the_main_thread(Predictor.prepare))
+    assert infer(*tiny, [tmp_path / 'photos'], tmp_path / 'alone') == expected
     assert files(tmp_path / 'alone') == files(tmp_path / 'ahead')
 
 
@@ -594,14 +594,17 @@ def test_places(monkeypatch):
     assert get_process_info('slurm') == get_process_info('pytorch') == ProcessInfo(3, 8, 1)
 
 
-def test_one_process_does_the_work_of_one_that_never_came(tiny, photos, tmp_path):
-    """Processes that no launcher holds together, as in an array of jobs: the first of three, alone."""
-    options = ['--out-dir', tmp_path / 'one', '--launcher', 'pytorch']
-    result = run_tool('infer', *tiny, photos, *options, env=environment(0, 3))
-    assert result.returncode == 0, result.stderr
-    assert 'Helping the others' in result.stdout
-    collection.infer(*tiny, [photos], tmp_path / 'alone')
-    assert files(tmp_path / 'one') == files(tmp_path / 'alone')
+def test_every_job_of_an_array_does_its_share(tiny, photos, tmp_path):
+    """Processes that no launcher holds together. The first one says what is missing, and sums up once all is there."""
+    options = ['--out-dir', tmp_path / 'three', '--launcher', 'pytorch']
+    first = run_tool('infer', *tiny, photos, *options, env=environment(0, 3))
+    assert_user_error(first, '16 of 24 inputs are not finished')
+    assert not (tmp_path / 'three' / 'summary.json').exists()
+    for rank in (1, 2, 0):
+        result = run_tool('infer', *tiny, photos, *options, env=environment(rank, 3))
+        assert result.returncode == 0, result.stderr
+    infer(*tiny, [photos], tmp_path / 'alone')
+    assert files(tmp_path / 'three') == files(tmp_path / 'alone')
 
 
 def test_torchrun_goes_on_to_the_end_when_an_input_is_bad(tiny, photos, tmp_path):
@@ -614,7 +617,7 @@ def test_torchrun_goes_on_to_the_end_when_an_input_is_bad(tiny, photos, tmp_path
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=300)
     assert result.returncode == 1 and 'error: 2 of 26 inputs could not be predicted' in result.stderr
     with pytest.raises(UserError, match='2 of 26 inputs'):
-        collection.infer(*tiny, [tmp_path / 'photos'], tmp_path / 'one')
+        infer(*tiny, [tmp_path / 'photos'], tmp_path / 'one')
     assert files(tmp_path / 'two') == files(tmp_path / 'one')
 
 
@@ -625,18 +628,15 @@ def test_the_script_says_how_it_is_used():
 
 
 def test_what_a_killed_process_left_is_removed(tiny, photos, tmp_path):
-    dead, alive, elsewhere = (
-        tmp_path / 'out' / '.partial' / name
-        for name in (f'{socket.gethostname()}-1', f'{socket.gethostname()}-2', 'another.machine-1')
-    )
-    for folder in (dead, alive, elsewhere):
-        folder.mkdir(parents=True)
-        (folder / 'half').touch()
-    descriptor = os.open(alive, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    collection.infer(*tiny, [photos], tmp_path / 'out')
-    os.close(descriptor)
-    assert not dead.exists() and (alive / 'half').exists() and (elsewhere / 'half').exists()
+    staging = tmp_path / 'out' / '.partial'
+    for name in ('dead', 'alive'):
+        (staging / name).mkdir(parents=True)
+        (staging / name / 'half').touch()
+        (staging / f'{name}.lock').touch()
+    with FileLock(staging / 'alive.lock'):
+        infer(*tiny, [photos], tmp_path / 'out')
+    assert sorted(path.name for path in staging.iterdir()) == ['alive', 'alive.lock']
+    assert (staging / 'alive' / 'half').exists()
 
 
 def test_killed_at_random_and_started_again(request, tiny, tmp_path):
@@ -674,7 +674,7 @@ def test_killed_at_random_and_started_again(request, tiny, tmp_path):
     print(f'killed at {reached} of {number}')
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=600)
     assert result.returncode == 0, result.stderr
-    collection.infer(*tiny, [root], tmp_path / 'undisturbed')
+    infer(*tiny, [root], tmp_path / 'undisturbed')
     disturbed, undisturbed = files(out), files(tmp_path / 'undisturbed')
     assert disturbed.keys() == undisturbed.keys() and len(disturbed) == 3 * number + 2
     assert [name for name in disturbed if disturbed[name] != undisturbed[name]] == []

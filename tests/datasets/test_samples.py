@@ -108,6 +108,6 @@ def test_wrong_numbers_exit_with_2(tmp_path, args):
 
 def test_nothing_half_made_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_scenes, '_write_scene', no_space)
-    with pytest.raises(UserError, match=r'cannot be written.*No space left'):
+    with pytest.raises(UserError, match=r'cannot be written: the disk is full'):
         write_dataset(tmp_path / 'scenes', training=1, validation=1)
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,8 @@ from PIL import Image
 
 from projects.recnext.recnext.apis.convert import convert_file
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine import config as launch
+from projects.recnext.recnext.engine.checks import check_checkpoint, choose_weights, set_data_root
+from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import sha256_of
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint
@@ -143,9 +144,9 @@ def test_resuming_stays_strict(guide):
 
 
 def test_testing_stays_strict(guide):
-    cfg = launch.load_config(guide.folder / 'shapes' / 'small.py')
+    cfg = load_config(guide.folder / 'shapes' / 'small.py')
     with pytest.raises(UserError, match=r'conv_seg\.weight: found \(150, 128, 1, 1\), expected \(3, 128, 1, 1\)'):
-        launch.check_checkpoint(cfg, str(guide.folder / 'checkpoints' / 'recnext_m3_ade20k.pth'))
+        check_checkpoint(cfg, str(guide.folder / 'checkpoints' / 'recnext_m3_ade20k.pth'))
 
 
 # Beside the guide.
@@ -159,7 +160,7 @@ def scenes(tmp_path_factory) -> Path:
 
 
 def tiny(scenes: Path, folder: Path, num_classes: int) -> Config:
-    cfg = launch.load_config(write_tiny_config(folder, scenes))
+    cfg = load_config(write_tiny_config(folder, scenes))
     cfg.model.decode_head.num_classes = num_classes
     return cfg
 
@@ -172,7 +173,7 @@ def test_what_is_kept_is_kept_to_the_last_bit(scenes, tmp_path, kind, num_classe
     torch.save({'state_dict': source}, tmp_path / 'source.pth')
     cfg = tiny(scenes, tmp_path, num_classes)
     cfg.model.type, cfg.load_from = kind, str(tmp_path / 'source.pth')
-    launch.choose_weights(cfg, None)
+    choose_weights(cfg, None)
     assert cfg.load_from is None and cfg.model.init_cfg.checkpoint == str(tmp_path / 'source.pth')
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -185,7 +186,7 @@ def test_resume_with_nothing_to_resume_starts_from_load_from(scenes, tmp_path):
     source = MODELS.build(tiny(scenes, tmp_path, 150).model).state_dict()
     torch.save({'state_dict': source}, tmp_path / 'source.pth')
     cfg.load_from, cfg.work_dir = str(tmp_path / 'source.pth'), str(tmp_path / 'work')
-    launch.choose_weights(cfg, 'auto')
+    choose_weights(cfg, 'auto')
     assert cfg.resume is False and cfg.model.init_cfg.checkpoint == str(tmp_path / 'source.pth')
 
 
@@ -204,7 +205,7 @@ def test_other_misfits_are_refused(scenes, tmp_path, harm):
     cfg = tiny(scenes, tmp_path, 7)
     cfg.load_from = str(tmp_path / 'source.pth')
     with pytest.raises(UserError, match=r'source\.pth: The weights do not fit this segmentor.*1 disagreement'):
-        launch.choose_weights(cfg, None)
+        choose_weights(cfg, None)
 
 
 def own(cfg: Config, classes: int, root: Path) -> None:
@@ -235,7 +236,7 @@ def test_labels_of_other_classes_are_refused_before_the_first_iteration(tmp_path
     relabel(tmp_path / 'scenes', labels)
     own(cfg, classes, tmp_path / 'scenes')
     with pytest.raises(UserError, match=re.escape(words)):
-        launch.set_data_root(cfg, None, ('train',))
+        set_data_root(cfg, None, ('train',))
 
 
 def test_labels_that_cannot_be_read_are_named(tmp_path):
@@ -243,7 +244,7 @@ def test_labels_that_cannot_be_read_are_named(tmp_path):
     cfg = tiny(tmp_path / 'scenes', tmp_path, 150)
     (tmp_path / 'scenes' / 'annotations' / 'training' / 'scene_training_00001.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match=r'scene_training_00001\.png cannot be read'):
-        launch.set_data_root(cfg, None, ('train',))
+        set_data_root(cfg, None, ('train',))
 
 
 def test_palette_pngs_and_ignored_pixels_are_fine(tmp_path):
@@ -254,7 +255,7 @@ def test_palette_pngs_and_ignored_pixels_are_fine(tmp_path):
         image = Image.fromarray(np.tile(np.array([0, 1, 2, 255], np.uint8), (192, 64)), 'P')
         image.putpalette([value for value in range(256) for _ in 'RGB'])
         image.save(path)
-    launch.set_data_root(cfg, None, ('train',))
+    set_data_root(cfg, None, ('train',))
 
 
 def test_a_raw_release_is_taken_as_well(real_m3, tmp_path):

@@ -219,7 +219,7 @@ def test_a_head_for_other_classes_starts_anew_and_is_named(formula_weights, tmp_
     model.init_weights()
     assert torch.equal(model.head.head.norm.bias, weights['head.head.norm.bias'])
     assert torch.equal(model.backbone.stem[0].conv.weight, weights['stem.stem.0.conv.weight'])
-    left_out = {key for key in model.state_dict() if model.classifier.fullmatch(key)}
+    left_out = {key for key in model.state_dict() if model.class_tensors.fullmatch(key)}
     assert '378 tensors loaded, 4 left out' in said[0] and all(key in said[0] for key in left_out)
     assert len(left_out) == 4 and ARCHS['m0']['channels'][-1] == model.head.head.linear.in_features
     with pytest.raises(ConversionError, match=r'shape of head\.head\.linear\.weight'):

@@ -11,6 +11,7 @@ from helpers.segmentors import build, deviation, head_logits, initialise, raw_im
 from mmengine.config import Config
 
 from projects.recnext.recnext.apis.predictor import Predictor
+from projects.recnext.recnext.models.deploy import Deployment
 from projects.recnext.recnext.utils.errors import UserError
 
 BOUNDS = {torch.float32: (1e-5, 0.999), torch.float16: (0.01, 0.985), torch.bfloat16: (0.06, 0.92)}
@@ -75,5 +76,8 @@ def test_what_float16_cannot_hold_is_refused(dtype):
 @pytest.mark.parametrize(('precision', 'agree'), [('fp16', 0.999), ('bf16', 0.998)])
 def test_labels_of_real_images(real_m3, ade20k_sample, precision, agree):
     photo = min(ade20k_sample.rglob('*.jpg'), key=lambda path: Path(path).stat().st_size)
-    expected, found = (Predictor('recnext_m3_ade20k', real_m3, precision=each)(photo) for each in ('fp32', precision))
+    expected, found = (
+        Predictor('recnext_m3_ade20k', real_m3, deployment=Deployment(precision=each))(photo)
+        for each in ('fp32', precision)
+    )
     assert (found.labels == expected.labels).mean() >= agree

@@ -229,7 +229,7 @@ SCRIPTS = {
     "m = MODELS.build(dict(type='TIMMBackbone', model_name='resnet18', features_only=True, pretrained=False))\n"
     'import timm; assert m.timm_model.feature_info.channels()[-1] == 512',
     'offline': 'import projects.recnext.recnext, timm\n'
-    'from projects.recnext.recnext.errors import UserError\n'
+    'from projects.recnext.recnext.utils.errors import UserError\n'
     "try: timm.create_model('recnext_m3', pretrained=True)\n"
     "except UserError as error: assert 'suous/recnext_m3.dist_300e_in1k' in str(error) and 'file=' in str(error)\n"
     "else: raise SystemExit('no error')",

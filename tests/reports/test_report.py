@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 
+from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine import config as launch
 from projects.recnext.recnext.evaluation.record import (
     EXAMPLES,
     Evaluation,
@@ -65,7 +65,7 @@ def runs(scenes, tmp_path_factory) -> dict[str, str]:
 def test(runs: dict, work_dir: Path, **options: object) -> Path:
     """Test the first run here; the folder of the log."""
     trained = Path(next(iter(runs)))
-    launch.test(str(trained.parent / 'tiny.py'), str(trained / 'iter_4.pth'), str(work_dir), **options)
+    run_test(str(trained.parent / 'tiny.py'), str(trained / 'iter_4.pth'), str(work_dir), **options)
     return next(path for path in work_dir.iterdir() if path.is_dir())
 
 

@@ -30,9 +30,10 @@ class Stranger:
 
 
 def stand_in_for_mmcv_ops() -> bool:
-    """That mmseg's models cannot be imported; a process of its own tries it, for this one needs them."""
+    """That mmseg's models cannot be imported; without the repairs, another process tries it."""
     if REPAIRED:
-        return 'mmseg.models' not in sys.modules
+        importlib.import_module('mmseg.models')
+        return False
     return subprocess.run([sys.executable, '-c', 'import mmseg.models'], capture_output=True).returncode != 0
 
 
@@ -91,13 +92,13 @@ def read_checkpoints_safely() -> bool:
 
 def write_files_atomically() -> bool:
     """That a writing that fails takes what was there with it."""
-    from mmengine.fileio import LocalBackend
+    from mmengine.fileio import get_file_backend
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'iter_1.pth')
         path.write_bytes(b'good')
         try:
-            LocalBackend().put('a text cannot be written as bytes', path)
+            get_file_backend(path).put('a text cannot be written as bytes', path)
         except TypeError:
             pass
         return path.read_bytes() != b'good'
@@ -138,4 +139,5 @@ if __name__ == '__main__':
 
         compat.stand_in_for_mmcv_ops()  # without it, mmseg's hooks cannot be imported
     found = [repair.__name__ for repair in compat.REPAIRS if globals()[repair.__name__]()]
-    print(json.dumps(dict(defects=found, active=compat.ACTIVE)))
+    active = [repair.__name__ for repair in compat.REPAIRS if repair.__name__ in compat.ACTIVE]
+    print(json.dumps(dict(defects=found, active=active)))

@@ -23,20 +23,20 @@ LOCK = ROOT / 'requirements.lock'
 REQUIREMENTS = (ROOT / 'requirements.txt', ROOT / 'requirements-dev.txt')
 
 CORE = (
-    'tests/test_compat.py::test_the_repairs_that_are_active_are_those_of_the_defects_that_are_there',
-    'tests/test_compat.py::test_packages_are_found_without_pkg_resources',
-    'tests/test_compat.py::test_mmengine_reads_its_own_checkpoints',
-    'tests/test_compat.py::test_downloads_are_read_without_running_them',
-    'tests/test_checkpoint.py',
-    'tests/test_conversion.py',
-    'tests/test_segmentor.py',
-    'tests/test_configs.py',
-    'tests/test_backbone.py::test_golden_logits',
-    'tests/test_classifier.py::test_golden_logits',
-    'tests/test_running.py::test_our_tool_gives_the_genuine_numbers_from_any_directory[raw]',
-    'tests/test_running.py::test_inferencer_gives_them_too[raw]',
-    'tests/test_running.py::test_tensorboard_files',
-    'tests/test_running.py::test_options_of_the_network',
+    'tests/stack/test_compat.py::test_the_repairs_that_are_active_are_those_of_the_defects_that_are_there',
+    'tests/stack/test_compat.py::test_packages_are_found_without_pkg_resources',
+    'tests/stack/test_compat.py::test_mmengine_reads_its_own_checkpoints',
+    'tests/stack/test_compat.py::test_downloads_are_read_without_running_them',
+    'tests/weights/test_checkpoint.py',
+    'tests/models/test_state_dict.py',
+    'tests/models/test_strict_weights.py',
+    'tests/configs/test_configs.py',
+    'tests/models/test_recnext.py::test_golden_logits',
+    'tests/models/test_classifier.py::test_golden_logits',
+    'tests/apis/test_running.py::test_our_tool_gives_the_genuine_numbers_from_any_directory[raw]',
+    'tests/apis/test_running.py::test_inferencer_gives_them_too[raw]',
+    'tests/apis/test_running.py::test_tensorboard_files',
+    'tests/apis/test_running.py::test_options_of_the_network',
 )
 """Importing, repairs, reading, conversion, the golden outputs, and the tools for training and testing."""
 

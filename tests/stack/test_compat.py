@@ -40,7 +40,7 @@ def python(code: str) -> subprocess.CompletedProcess:
 
 def look_for_defects(*options: str) -> dict:
     result = subprocess.run(
-        [sys.executable, ROOT / 'tests' / 'defects.py', *options], capture_output=True, text=True, timeout=300
+        [sys.executable, ROOT / 'tests' / 'stack' / 'defects.py', *options], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -140,7 +140,7 @@ def test_downloads_are_read_without_running_them(server, tmp_path, monkeypatch, 
 
 def test_a_user_of_the_configs_is_not_warned_of_what_mmseg_does(tmp_path):
     code = (
-        'from projects.recnext.recnext.models import build_skeleton, released_model_cfg\n'
+        'from projects.recnext.recnext.models.builder import build_skeleton, released_model_cfg\n'
         'import warnings\n{}build_skeleton(released_model_cfg("m0"))'
     )
     loud, quiet = (python(code.format(line)) for line in ('warnings.resetwarnings()\n', ''))

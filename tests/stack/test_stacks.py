@@ -57,7 +57,7 @@ def test_tables():
 
 def test_an_unknown_stack_is_named(tmp_path):
     result = subprocess.run(
-        [sys.executable, ROOT / 'tests' / 'stacks.py', 'torch 1', '--work-dir', tmp_path],
+        [sys.executable, ROOT / 'tests' / 'stack' / 'stacks.py', 'torch 1', '--work-dir', tmp_path],
         capture_output=True,
         text=True,
     )

@@ -98,7 +98,7 @@ class Reader:
     def read(self, name: str, path: Path) -> dict:
         """What became of a file."""
         if self.process is None:
-            command = [sys.executable, ROOT / 'tests' / 'hostile_reader.py', self.good]
+            command = [sys.executable, ROOT / 'tests' / 'weights' / 'hostile_reader.py', self.good]
             environment = dict(os.environ, OMP_NUM_THREADS='1')
             self.process = subprocess.Popen(
                 command, cwd=self.room, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

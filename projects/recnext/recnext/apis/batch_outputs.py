@@ -12,6 +12,7 @@ Files are written in :data:`STAGING` and renamed, so that there is no half of on
 import contextlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from .video import predict_video
 STAGING = '.partial'
 """Folder for what is being written, in one of its own for each process."""
 
+LOCK = '.lock'
+
 
 class Outputs:
     """The folder of the outputs; processes and threads may share it.
@@ -37,16 +40,12 @@ class Outputs:
     Args:
         root: Made if it is missing.
         overlay: Whether to draw overlays.
-        rank: Of this process, among those that write there together.
-        world_size: How many these are.
     """
 
-    def __init__(self, root: str | Path, overlay: bool, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, root: str | Path, overlay: bool) -> None:
         self.root = Path(root)
         self.overlay = overlay
-        self.rank = rank
-        self.world_size = world_size
-        self.staging = self.root / STAGING / str(rank)
+        self.staging = self.root / STAGING / secrets.token_hex(8)
 
     @contextlib.contextmanager
     def opened(self, made_with: dict) -> Iterator[None]:
@@ -56,18 +55,13 @@ class Outputs:
             made_with: What decides the outputs.
 
         Raises:
-            UserError: there are outputs that were made with anything else, another run is writing there, or nothing
-                can be written.
+            UserError: there are outputs that were made with anything else, or nothing can be written.
         """
         make_folder(self.staging.parent)
-        with _locked(self.staging.with_suffix('.lock'), self.root):
-            self._remove_partial_files()
-            make_folder(self.staging)
-            try:
-                self._check_made_with(made_with)
-                yield
-            finally:
-                shutil.rmtree(self.staging, ignore_errors=True)
+        self._remove_partial_files()
+        with _held(self.staging):
+            self._check_made_with(made_with)
+            yield
 
     def _check_made_with(self, made_with: dict) -> None:
         run = self.root / 'run.json'
@@ -80,10 +74,10 @@ class Outputs:
             raise UserError(f'{self.root} holds outputs that were made otherwise.\n{changes}\n  Choose another folder.')
 
     def _remove_partial_files(self) -> None:
-        """Remove what a killed run left, of this process or of one of those that there are no more."""
-        for folder in self.staging.parent.iterdir():
-            if folder.name.isdecimal() and int(folder.name) % self.world_size == self.rank:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what processes left when they were killed: nobody holds their locks any more."""
+        for lock in self.staging.parent.glob(f'*{LOCK}'):
+            with contextlib.suppress(Timeout), _held(lock.with_suffix('')):
+                pass
 
     def save(self, item: Input, prediction: Prediction) -> None:
         """Write what was predicted for an image."""
@@ -146,7 +140,8 @@ class Outputs:
             pixels=int(pixels.sum()),
             classes=[{**area._asdict(), 'inputs': int(among[area.label])} for area in list_areas(pixels, classes)],
         )
-        self._write_json(self.root / 'summary.json', summary)
+        with written_beside(self.root / 'summary.json') as beside:
+            beside.write_text(json.dumps(summary, indent=1))
         return summary
 
     def _read_areas(self, item: Input) -> list[dict]:
@@ -169,17 +164,22 @@ class Outputs:
 
 
 @contextlib.contextmanager
-def _locked(lock: Path, root: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    try:
-        with FileLock(lock, timeout=0):
+def _held(folder: Path) -> Iterator[None]:
+    """Have a folder as long as a lock beside it is held, which ends with the process, however that ends.
+
+    Raises:
+        Timeout: another process has it.
+    """
+    lock = folder.with_name(folder.name + LOCK)
+    with FileLock(lock, timeout=0):
+        make_folder(folder)
+        try:
             yield
-    except Timeout:
-        raise UserError(f'Another run is writing to {root}. Wait for it, or choose another folder.') from None
-    finally:
-        with contextlib.suppress(OSError):
-            lock.unlink(missing_ok=True)
-            lock.parent.rmdir()  # the last one out
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                lock.unlink()
+                folder.parent.rmdir()  # the last one out
 
 
 class _Listing:

@@ -68,7 +68,7 @@ def infer(
     gpus = torch.cuda.device_count()
     device = f'cuda:{process.local_rank % gpus}' if gpus else 'cpu'
     predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
-    outputs = Outputs(out_dir, overlay, process.rank, process.world_size)
+    outputs = Outputs(out_dir, overlay)
     threads = min(max(torch.get_num_threads(), THREADS[0]), THREADS[1])
     share = [i for place, i in outputs.not_finished(found) if place % process.world_size == process.rank]
     title = f'Process 1 of {process.world_size}' if process.world_size > 1 else 'Predicting'
@@ -80,6 +80,12 @@ def infer(
     wait_for_others(launcher)
     if process.rank > 0:
         return None
+    left = sum(1 for _ in outputs.not_finished(found)) - len(outputs.failures(found))
+    if left:
+        raise UserError(
+            f'{left} of {len(found)} inputs are not finished: other processes are at work on them, or have died.\n'
+            '  For the summary, and for what may be missing, start the same command again.'
+        )
     summary = outputs.summarise(found, predictor.classes, threads)
     _show(summary, outputs.root)
     return summary

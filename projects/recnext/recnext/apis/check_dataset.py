@@ -31,7 +31,7 @@ from ..utils.errors import UserError, printable
 from ..utils.files import make_folder, written_beside
 from ..utils.parallel import completed
 from ..utils.progress import image_progress
-from .dataset_pictures import Checked, _count, _write_sheet, draw_classes
+from .dataset_pictures import Checked, count_labels, draw_classes, write_sheet
 
 EXAMPLES = 3
 """Findings of a sort that are printed; the JSON file has all."""
@@ -77,7 +77,7 @@ def check_dataset(
     pictures = []
     for listing, samples in checked:
         findings += [(listing, finding) for finding in _try_preparing(cfg, listing, samples, preprocessor)]
-        pictures += _write_sheet(listing, samples, preprocessor, out)
+        pictures += write_sheet(listing, samples, preprocessor, out)
     if any(listing.classes for listing, _ in checked):
         pictures.append(out / 'check_dataset_classes.png')
         with written_beside(pictures[-1]) as beside:
@@ -194,7 +194,7 @@ def _as_json(config: str, checked: Checked, findings: Sequence[tuple[Listing, Fi
 
 
 def _class_rows(listing: Listing, samples: Sequence[Sample]) -> list[dict]:
-    pixels, images = _count(samples)
+    pixels, images = count_labels(samples)
     return [
         dict(name=name.strip(), pixels=pixels[index], images=images[index])
         for index, name in enumerate(listing.classes)

@@ -24,7 +24,7 @@ SPLIT_COLOURS = ('#2b6cb0', '#dd6b20', '#718096')
 Checked = list[tuple[Listing, list[Sample]]]
 
 
-def _count(samples: Sequence[Sample]) -> tuple[Counter, Counter]:
+def count_labels(samples: Sequence[Sample]) -> tuple[Counter, Counter]:
     """Pixels and images of each label."""
     pixels, images = Counter(), Counter()
     for sample in samples:
@@ -41,7 +41,7 @@ def draw_classes(checked: Checked, file: str | Path) -> None:
     names = max((listing.classes for listing, _ in known), key=len)
     tables = []
     for listing, samples in known:
-        pixels, images = _count(samples)
+        pixels, images = count_labels(samples)
         total = sum(count for label, count in pixels.items() if label != IGNORED) or 1
         tables.append((listing, [(pixels[i] / total, images[i] / max(len(samples), 1)) for i in range(len(names))]))
     occurring = [index for index in range(len(names)) if any(rows[index][1] for _, rows in tables)]
@@ -73,7 +73,7 @@ def draw_classes(checked: Checked, file: str | Path) -> None:
     figure.savefig(file, dpi=90, format='png')
 
 
-def _write_sheet(listing: Listing, samples: Sequence[Sample], preprocessor: torch.nn.Module, out: Path) -> list[Path]:
+def write_sheet(listing: Listing, samples: Sequence[Sample], preprocessor: torch.nn.Module, out: Path) -> list[Path]:
     """A picture of samples as the network gets them; none where there are none."""
     sound = [sample for sample in samples if sample.sound]
     prepared, _ = prepare_samples(listing, [sound[index] for index in spread(len(sound), ON_SHEET)], preprocessor)

@@ -89,11 +89,12 @@ def get_process_info(launcher: str) -> ProcessInfo:
 
 
 def wait_for_others(launcher: str) -> None:
-    """Meet the other processes of a launcher that have worked side by side, and part again; alone, do nothing.
+    """Meet the other processes that have worked side by side, and part again.
 
-    A process that reports a failure to torchrun ends the others, so it must do so last.
+    A process that reports a failure to torchrun ends the others, so it must do so last. Alone, or in an array of jobs
+    that name no address to meet at, there is nothing to wait for.
     """
-    if launcher != 'none':
+    if launcher != 'none' and 'MASTER_ADDR' in os.environ:
         distributed.init_process_group('gloo', timeout=LONGEST_WAIT)
         distributed.barrier()
         distributed.destroy_process_group()
