@@ -66,6 +66,7 @@ class CoreMLBackend:
 
     @property
     def compressed(self) -> bool:
+        """Whether the weights are rounded further than their precision says."""
         return self.compress != 'none'
 
     @property
