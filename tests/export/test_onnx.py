@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from helpers.exports import export_to, labels_of, left_behind, picture, pixels
+from helpers.reference import ROOT
 
 from projects.recnext.recnext.export import onnx as onnx_export
 from projects.recnext.recnext.export.onnx import OnnxBackend
@@ -37,6 +38,8 @@ def test_one_onnx_file_takes_batches_of_any_size(tiny, any_onnx, size):
 def test_onnx_of_one_size(tiny, tmp_path, part):
     table = export_to(tmp_path / 'a.onnx', OnnxBackend(), tiny, part=part, size=[(96, 160)])
     assert '96 x 160' in table and left_behind(tmp_path) == ['a.onnx']
+    # Nor where it was made.
+    assert str(ROOT).encode() not in (tmp_path / 'a.onnx').read_bytes()
     assert ('100.000 %' if part == 'segmentor' else 'largest feature') in table
 
 

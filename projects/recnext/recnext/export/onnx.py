@@ -54,6 +54,9 @@ class OnnxBackend:
         converted = torch.onnx.export(
             program, dynamo=True, input_names=['image'], output_names=list(wrapper.names), verbose=False
         )
+        # Each says by lines of which files it was made, and so where these are on this machine.
+        for node in converted.model.graph.all_nodes():
+            node.metadata_props.pop('pkg.torch.onnx.stack_trace', None)
         said = converted.model.metadata_props
         said.clear()
         said.update(source.origin())
