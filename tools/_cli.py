@@ -1,6 +1,7 @@
 """What the command lines share: the project on the path, ``--cfg-options``, and errors without a traceback."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,6 +131,15 @@ def add_export_options(parser: argparse.ArgumentParser, suffixes: str, size: str
         '--images', nargs='+', metavar='FILE', help='to verify with (default: of the test set, or drawn scenes)'
     )
     parser.add_argument('--benchmark', action='store_true', help='measure the latency on this machine')
+
+
+def with_export_options(args: argparse.Namespace) -> dict:
+    """The arguments as a dict, with those of :func:`add_export_options` that say what is exported as ``options``."""
+    from projects.recnext.recnext.export.backend import ExportOptions
+
+    rest = vars(args)
+    common = {field.name: rest.pop(field.name) for field in dataclasses.fields(ExportOptions)}
+    return dict(rest, options=ExportOptions(**common))
 
 
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_cfg_options, add_export_options, run
+from _cli import add_cfg_options, add_export_options, run, with_export_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,10 +32,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
-    from projects.recnext.recnext.export.coreml import export_coreml
+    args = with_export_options(parse_args())
+    from projects.recnext.recnext.export.coreml import CoreMLBackend
+    from projects.recnext.recnext.export.exporter import export
 
-    print(export_coreml(**vars(args)))
+    own = {name: args.pop(name) for name in ('format', 'precision', 'target', 'compress')}
+    print(export(CoreMLBackend(**own), **args))
 
 
 if __name__ == '__main__':

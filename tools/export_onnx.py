@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import add_cfg_options, add_export_options, run
+from _cli import add_cfg_options, add_export_options, run, with_export_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -13,10 +13,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
-    from projects.recnext.recnext.export.onnx import export_onnx
+    args = with_export_options(parse_args())
+    from projects.recnext.recnext.export.exporter import export
+    from projects.recnext.recnext.export.onnx import OnnxBackend
 
-    print(export_onnx(**vars(args)))
+    print(export(OnnxBackend(), **args))
 
 
 if __name__ == '__main__':

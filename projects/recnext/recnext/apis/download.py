@@ -1,6 +1,5 @@
 """Released checkpoints, fetched, checked and ready to use."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 from ..models.builder import build_skeleton, released_model_cfg
 from ..models.pretrained import read_pretrained
 from ..utils.errors import UserError
-from ..utils.files import make_folder, sha256_of, written_beside
+from ..utils.files import make_folder, sha256_of
 from ..utils.paths import CHECKPOINTS, CONFIGS
 from ..weights.checkpoint import read_checkpoint
+from ..weights.digests import check_digest, sha256_of_weights, weights_of, write_digests
 from ..weights.fetch import NotThereError, TransferError, fetch
 from ..weights.releases import get_release, read_releases
 from .convert import convert_file
-
-DIGESTS = 'sha256.json'
-"""Beside the checkpoints: SHA-256 of each released file, by name, as it was when it was first downloaded."""
 
 
 def download_checkpoints(
@@ -60,10 +57,11 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
         UserError: it cannot be had, is not what it should be, or not what was downloaded before under this name.
     """
     name, place = release['name'], folder / f'{release["name"]}.pth'
+    segmentor = release['task'] == 'segmentation'
 
     def finish(arrived: Path, place: Path) -> None:
         check_digest(name, sha256_of(arrived), folder)
-        if release['task'] == 'segmentation':
+        if segmentor:
             convert_file(arrived, place, config=str(CONFIGS / release['config']))
         else:
             read_pretrained(build_skeleton(released_model_cfg(release['arch'])).backbone, str(arrived))
@@ -76,13 +74,15 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
         except TransferError as error:
             hint = '' if base_url else '\n  A mirror, or a folder with the released files, is named with --base-url.'
             raise UserError(f'{error}{hint}') from None
-    digest = released_digest(place)
+    content = read_checkpoint(place)
+    digest = released_digest(place, content)
     try:
         recorded = check_digest(name, digest, folder)
     except UserError as error:
         raise UserError(f'{place} is there already. {error}\n  To download it again, remove it.') from None
-    if not found and not recorded:
-        write_digest(folder, name, digest)
+    if not found:
+        weights = {weights_of(name): sha256_of_weights(content['state_dict'])} if segmentor else {}
+        write_digests(folder, {name: digest, **weights})
     return (
         f'{place}, {place.stat().st_size / 1e6:.1f} MB, {"was there already" if found else "downloaded"}; '
         f'sha256 as released: {digest}{" (nothing to compare it with)" if found and not recorded else ""}'
@@ -120,49 +120,8 @@ def fetch_first(urls: Sequence[str], place: Path, finish: Callable[[Path, Path],
     fetch(urls[-1], place, finish)
 
 
-def released_digest(path: Path) -> str:
-    """SHA-256 of the released file that this one is, or was converted from."""
-    meta = read_checkpoint(path).get('meta')
+def released_digest(path: Path, content: dict) -> str:
+    """SHA-256 of the released file that this one is, or says that it was converted from."""
+    meta = content.get('meta')
     source = meta.get('source') if isinstance(meta, dict) else None
     return source['sha256'] if isinstance(source, dict) and 'sha256' in source else sha256_of(path)
-
-
-def check_digest(name: str, digest: str, folder: Path) -> bool:
-    """Compare a file with the one that was downloaded first, as recorded in its folder or in this project.
-
-    Returns:
-        Whether there is a record.
-
-    Raises:
-        UserError: the two digests differ.
-    """
-    for record in (folder, CHECKPOINTS):
-        known = read_digests(record).get(name)
-        if known == digest:
-            return True
-        if known:
-            raise UserError(
-                f'{name}: found sha256 {digest},\n  expected {known} as recorded in {record / DIGESTS}.\n'
-                '  One of the two is not the released file. If it is the first, remove it from the record.'
-            )
-    return False
-
-
-def read_digests(folder: Path) -> dict[str, str]:
-    """Name of a release -> SHA-256 of its file, as recorded in a folder.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    path = folder / DIGESTS
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f'{path} is no JSON: {error}. Restore it, or remove it to begin anew.') from None
-
-
-def write_digest(folder: Path, name: str, digest: str) -> None:
-    """Add a digest to the record of a folder."""
-    text = json.dumps({**read_digests(folder), name: digest}, indent=2, sort_keys=True)
-    with written_beside(folder / DIGESTS) as beside:
-        beside.write_text(f'{text}\n')

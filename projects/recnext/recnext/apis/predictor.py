@@ -16,15 +16,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 
-from ..engine.checks import check_checkpoint
-from ..engine.config import load_segmentor_config, named_classes, test_set
-from ..models.builder import build_without_weights
+from ..engine.config import named_classes, test_set
+from ..engine.loading import load_segmentor
 from ..models.deploy import DEFAULT, Deployment, deploy
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
 from ..utils.image_io import ImageError, read_image
 from ..visualization.overlay import draw_overlay
-from ..weights.releases import find_checkpoint
 from .convert import convert_meta
 
 MAX_NETWORK_PIXELS = 2**24
@@ -116,11 +114,7 @@ class Predictor:
         deployment: Deployment = DEFAULT,
         cfg_options: dict | None = None,
     ) -> None:
-        cfg = load_segmentor_config(config, cfg_options)
-        checkpoint = str(find_checkpoint(str(checkpoint)))
-        content = check_checkpoint(cfg, checkpoint)
-        self.segmentor = build_without_weights(cfg.model)
-        self.segmentor.load_state_dict(self.segmentor.fit(content))
+        cfg, checkpoint, content, self.segmentor = load_segmentor(config, checkpoint, cfg_options)
         self.segmentor.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         deploy(self.segmentor, deployment)
         pipeline = make_pipeline(cfg)

@@ -1,8 +1,7 @@
 """The networks as an exporter takes them: wrappers around a model, captured by torch.export, the model unchanged."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..models.segmentor import FastEncoderDecoder
-from ..utils.errors import UserError
-
-STRIDE = 32
-"""The largest stride of the network, in pixels: image sizes are multiples of it."""
 
 
 class ExportedSegmentor(nn.Module):
@@ -63,52 +58,15 @@ class ExportedBackbone(nn.Module):
         return self.backbone(image)
 
 
-def check_free(path: Path, suffix: str) -> None:
-    """Make sure that a file can be called so.
-
-    Raises:
-        UserError: another suffix, or there is something already.
-    """
-    if path.suffix != suffix:
-        raise UserError(f'The file to write ends in {suffix}; found {path.name}.')
-    if path.exists():
-        raise UserError(f'{path} is there already. Remove it, or choose another name.')
+Wrapper = ExportedSegmentor | ExportedBackbone
+"""What is exported. Its ``names`` are those of the outputs."""
 
 
-def format_table(rows: Mapping[str, str]) -> str:
-    """Rows of a name and a value."""
-    return '\n'.join(f'{name:<13} {value}' for name, value in rows.items())
-
-
-def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
-    """Make sure that images of these sizes (height, width) go through the network.
-
-    Raises:
-        UserError: one that is not a multiple of 32, or of 64 where there are several.
-    """
-    # With several sizes the scale of every resize must be known without knowing the size: a whole number.
-    multiple, least = (STRIDE, STRIDE) if len(sizes) == 1 else (2 * STRIDE, 4 * STRIDE)
-    wrong = [size for size in sizes if any(side % multiple or side < least for side in size)]
-    if wrong:
-        said = ', '.join(f'{height} x {width}' for height, width in wrong)
-        several = f' Where several sizes are given, they are multiples of {multiple} from {least} up.'
-        raise UserError(
-            f'Height and width are multiples of {STRIDE}; found {said}.{several if len(sizes) > 1 else ""}\n'
-            f'  The nearest: {", ".join(_nearest(size, multiple, least) for size in wrong)}'
-        )
-    if len(set(sizes)) < len(sizes):
-        raise UserError('A size is given twice.')
-
-
-def _nearest(size: tuple[int, int], multiple: int, least: int) -> str:
-    return ' '.join(str(max(least, round(side / multiple) * multiple)) for side in size)
-
-
-def capture(module: nn.Module, size: tuple[int, int], dynamic: Mapping[int, Dim] | None = None) -> ExportedProgram:
+def capture(wrapper: Wrapper, size: tuple[int, int], dynamic: Mapping[int, Dim] | None = None) -> ExportedProgram:
     """The graph of a wrapper for images (N, 3, H, W) by torch.export; of one image, where N is not dynamic.
 
     Args:
-        module: In eval mode, such as :class:`ExportedSegmentor`.
+        wrapper: Its network is in eval mode.
         size: (H, W) of the image.
         dynamic: Dimensions of the image that may change, by index.
     """
@@ -116,9 +74,9 @@ def capture(module: nn.Module, size: tuple[int, int], dynamic: Mapping[int, Dim]
     # A dimension that is 1 when a graph is captured is 1 for good.
     image = torch.zeros(2 if 0 in dynamic else 1, 3, *size)
     if dynamic:
-        module = with_factors(module)
+        wrapper = with_factors(wrapper)
     with torch.no_grad():
-        program = torch.export.export(module.eval(), (image,), dynamic_shapes=(dynamic,) if dynamic else None)
+        program = torch.export.export(wrapper.eval(), (image,), dynamic_shapes=(dynamic,) if dynamic else None)
         # Folded Semantic FPN subtracts from the outermost lines of a map in place. Exporters know no views to write
         # into, and make a scatter of it, which phones do not accelerate.
         return program.run_decompositions({torch.ops.aten.slice_scatter.default: _slice_scatter})

@@ -1,10 +1,16 @@
 """The latency of a saved Core ML model, by the units of the machine; needs macOS."""
 
 import platform
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
+
+from ..utils.timing import time_calls, trimmed_mean
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
 WARMUP = 10
 ROUNDS = 50
@@ -22,34 +28,15 @@ def benchmark_coreml(path: Path) -> str:
     for unit, name in UNITS.items():
         model = ct.models.MLModel(str(path), compute_units=getattr(ct.ComputeUnit, unit))
         inputs = _random_inputs(model)
-        lines.append(f'{name}: {1e3 * _measure(lambda: model.predict(inputs)):.2f} ms')  # noqa: B023  (called at once)
+        seconds = time_calls({name: lambda: model.predict(inputs)}, ROUNDS, WARMUP)[name]  # noqa: B023  (called at once)
+        lines.append(f'{name}: {1e3 * trimmed_mean(seconds, TRIMMED):.2f} ms')
     share = _neural_engine_share(model)
     lines.append(f'{100 * share:.0f} % of the operations on the Neural Engine' if share is not None else 'no plan')
     system = f'{platform.machine()}, macOS {platform.mac_ver()[0]}, coremltools {ct.__version__}'
     return f'{"; ".join(lines)}; mean of {ROUNDS} without the outer {100 * TRIMMED:.0f} %; {system}'
 
 
-def _measure(call: object) -> float:
-    """Seconds of a call."""
-    for _ in range(WARMUP):
-        call()
-    seconds = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return trimmed_mean(seconds, TRIMMED)
-
-
-def trimmed_mean(values: list[float], share: float) -> float:
-    """The mean without the ``share`` of the values that lies outermost, half of it on each side."""
-    cut = int(len(values) * share / 2)
-    return float(np.mean(sorted(values)[cut : len(values) - cut]))
-
-
-def _random_inputs(model: object) -> dict:
-    from PIL import Image
-
+def _random_inputs(model: 'MLModel') -> dict[str, Image.Image | np.ndarray]:
     (feature,) = model.get_spec().description.input
     generator = np.random.default_rng(0)
     if feature.type.WhichOneof('Type') == 'imageType':
@@ -59,7 +46,7 @@ def _random_inputs(model: object) -> dict:
     return {feature.name: generator.standard_normal(shape).astype(np.float32)}
 
 
-def _neural_engine_share(model: object) -> float | None:
+def _neural_engine_share(model: 'MLModel') -> float | None:
     """Of the operations of an ML program, those that Core ML prefers to run there; None for other formats."""
     from coremltools.models.compute_device import MLNeuralEngineComputeDevice
     from coremltools.models.compute_plan import MLComputePlan

@@ -1,17 +1,18 @@
 """What is exported: a config and a checkpoint as networks, and where they are from."""
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ..engine.checks import check_checkpoint
-from ..engine.config import load_segmentor_config
-from ..models.builder import build_without_weights
+from ..engine.loading import load_segmentor
 from ..models.segmentor import FastEncoderDecoder
+from ..utils.errors import UserError
 from ..utils.files import sha256_of
-from ..weights.releases import find_checkpoint, find_release
-from .capture import ExportedBackbone, ExportedSegmentor
+from ..weights.digests import find_recorded_release, sha256_of_weights
+from ..weights.releases import find_release
+from .capture import ExportedBackbone, ExportedSegmentor, Wrapper
 
 
 class Source(NamedTuple):
@@ -20,24 +21,48 @@ class Source(NamedTuple):
     cfg: Config
     config: str
     checkpoint: str  # a file on this machine
+    sha256: str  # of that file
+    release: dict | None  # that the file is shown to hold, by SHA-256
     original: FastEncoderDecoder  # as trained: in eval mode, nothing folded
     folded: FastEncoderDecoder
 
-    def wrap(self, part: str, output: str, single: bool = False) -> ExportedSegmentor | ExportedBackbone:
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(H, W) of the config's training crops, for when no other size is asked for.
+
+        Raises:
+            UserError: the config does not say.
+        """
+        size = self.cfg.get('crop_size')
+        if size is None:
+            raise UserError(
+                'The config has no crop_size. Name the size of the images with --size HEIGHT WIDTH, or with '
+                '--cfg-options crop_size=512,512.'
+            )
+        return tuple(size)
+
+    def wrap(self, part: str, output: str, single: bool) -> Wrapper:
         """The folded network, or its backbone, as an exporter takes it."""
         if part == 'backbone':
             return ExportedBackbone(self.folded.backbone)
         return ExportedSegmentor(self.folded, output, single)
 
-    def describe(self) -> dict[str, str]:
-        """Where the weights are from: config, file, SHA-256, and the released metrics of a released file."""
-        release = find_release(self.checkpoint) or dict(metrics={})
+    def origin(self) -> dict[str, str]:
+        """Where the weights are from: config, file, SHA-256, and the published metrics of a release."""
+        metrics = self.release['metrics'] if self.release else {}
         return dict(
             config=Path(self.config).stem,
             checkpoint=Path(self.checkpoint).name,
-            sha256=sha256_of(self.checkpoint),
-            **{f'{metric} (released)': str(value) for metric, value in release['metrics'].items()},
+            sha256=self.sha256,
+            **{f'{metric} (released)': str(value) for metric, value in metrics.items()},
         )
+
+    @property
+    def without_figures(self) -> str | None:
+        """Why there are no published metrics, where the name of the file promises some."""
+        if self.release or not find_release(self.checkpoint):
+            return None
+        return 'called like a release, but its SHA-256 is not recorded: no published figures'
 
 
 def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | None = None) -> Source:
@@ -46,12 +71,9 @@ def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | Non
     Raises:
         UserError: no such config or checkpoint, or one that does not fit the other.
     """
-    cfg = load_segmentor_config(config, cfg_options)
-    checkpoint = str(find_checkpoint(checkpoint))
-    weights = check_checkpoint(cfg, checkpoint)
-    original, folded = (build_without_weights(cfg.model) for _ in range(2))
-    for segmentor in (original, folded):
-        segmentor.load_state_dict(segmentor.fit(weights))
-        segmentor.eval()
+    cfg, file, _, original = load_segmentor(config, checkpoint, cfg_options)
+    sha256 = sha256_of(file)
+    release = find_recorded_release(Path(file).parent, sha256, sha256_of_weights(original.state_dict()))
+    folded = copy.deepcopy(original)
     folded.switch_to_deploy(fuse)
-    return Source(cfg, config, checkpoint, original, folded)
+    return Source(cfg, config, file, sha256, release, original, folded)

@@ -1,0 +1,107 @@
+"""What a format of files has to bring: one class each, whose steps :func:`.exporter.export` takes in order."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from .capture import Wrapper
+from .sizes import ImageSizes
+from .source import Source
+from .verification import Model
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported of a network and how it is checked, in any format.
+
+    Args:
+        part: ``'segmentor'``, from pixels to labels, or ``'backbone'``, from normalised images to features.
+        size: Sizes (height, width) of the images, in pixels; if None, what the format does without.
+        output: Of a segmentor: ``'labels'``, ``'logits'`` or ``'both'``.
+        fuse: See :meth:`.DeployableModel.switch_to_deploy`.
+        verify: Compare the saved file with PyTorch.
+        images: Image files to verify with; if None, of the config's test set, or drawn scenes.
+        benchmark: Measure the latency on this machine.
+    """
+
+    part: str = 'segmentor'
+    size: Sequence[Sequence[int]] | None = None
+    output: str = 'labels'
+    fuse: str = 'all'
+    verify: bool = True
+    images: Sequence[str] | None = None
+    benchmark: bool = False
+
+
+class Converted(Protocol):
+    """A network in another format, in memory."""
+
+    def save(self, path: str) -> None:
+        """Write it, with what it says of itself."""
+
+
+class SavedModel(NamedTuple):
+    """A file as it was read back from disk."""
+
+    predict: Model
+    operations: Counter[str]  # by kind, without constants
+    format: str  # and its version, for a person to read
+
+
+class Backend(Protocol):
+    """A format, with the options that only it has.
+
+    Attributes:
+        suffix: Of its files.
+        single: Whether a label map is that of one image, (H, W), and not of a batch, (N, H, W).
+        stored: Precision of the numbers in its files, for a person to read.
+        tolerance: How closely a file must agree with PyTorch: see :meth:`.Agreement.check`.
+    """
+
+    @property
+    def suffix(self) -> str: ...
+
+    @property
+    def single(self) -> bool: ...
+
+    @property
+    def stored(self) -> str: ...
+
+    @property
+    def tolerance(self) -> str: ...
+
+    def check(self, options: ExportOptions) -> None:
+        """Make sure, before anything is loaded, that it can be done on this machine.
+
+        Raises:
+            UserError: it cannot.
+        """
+
+    def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
+        """The images that the file is to take.
+
+        Args:
+            asked: Sizes (height, width) that the user names; empty if none.
+            source: Its training crops have the size that counts then.
+
+        Raises:
+            UserError: it cannot take those.
+        """
+
+    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> Converted:
+        """Capture the wrapper and convert it, together with what the file says of its source."""
+
+    def read(self, path: Path) -> SavedModel:
+        """Read a saved file back, so that it can be run.
+
+        Raises:
+            UserError: it cannot be run here.
+        """
+
+    def measure(self, path: Path, saved: SavedModel, wrapper: Wrapper, size: tuple[int, int]) -> str:
+        """A line about the latency of a file, for images of one size (height, width)."""
+
+    def next_step(self, path: Path) -> str:
+        """What to do with the file."""

@@ -1,0 +1,149 @@
+"""Core ML: what is saved, read back and executed, is what PyTorch computes; what cannot be is said."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.exports import SIZE, export_to, labels_of, left_behind, picture, pixels
+from helpers.reference import ROOT
+
+from projects.recnext.recnext.export import exporter
+from projects.recnext.recnext.export.coreml import SUFFIXES, CoreMLBackend, open_model
+from projects.recnext.recnext.export.source import load_source
+from projects.recnext.recnext.utils.errors import UserError
+
+EXACT = CoreMLBackend(precision='fp32')
+
+
+@pytest.mark.parametrize(
+    ('format', 'precision', 'least'),
+    [
+        ('mlprogram', 'fp32', 1.0),
+        ('mlprogram', 'fp16', 0.995),
+        ('neuralnetwork', 'fp32', 1.0),
+        ('neuralnetwork', 'fp16', 0.995),
+    ],
+)
+def test_the_saved_segmentor_gives_the_labels_of_pytorch(tiny, tmp_path, format, precision, least):
+    out = tmp_path / f'new folder/tiny{SUFFIXES[format]}'
+    table = export_to(out, CoreMLBackend(format, precision), tiny, size=[SIZE])
+    for word in (str(out), 'MB', '64 x 128', 'conv', 'multiply-adds', precision, 'or later', 'labels equal', 'next'):
+        assert word in table
+    assert left_behind(out.parent) == [out.name]
+    image = picture(SIZE)
+    labels = open_model(out)(pixels(image))['labels']
+    assert labels.shape == SIZE and labels.dtype == np.int32 and len(np.unique(labels)) > 1
+    assert (labels == labels_of(tiny, image)).mean() >= least
+
+
+def test_a_file_says_what_it_is(tiny_m, tmp_path):
+    export_to(tmp_path / 'a.mlpackage', CoreMLBackend(), tiny_m, size=[SIZE], output='both')
+    description = open_model(tmp_path / 'a.mlpackage').spec.description
+    (image,) = description.input
+    assert (image.name, image.type.imageType.height, image.type.imageType.width) == ('image', *SIZE)
+    assert image.type.imageType.colorSpace == image.type.imageType.RGB
+    types = {
+        out.name: (list(out.type.multiArrayType.shape), out.type.multiArrayType.dataType) for out in description.output
+    }
+    array = description.output[0].type.multiArrayType
+    assert types == dict(labels=([*SIZE], array.INT32), logits=([1, 150, 16, 32], array.FLOAT32))
+    # The app developer's page says the same.
+    page = (ROOT / 'docs' / 'phone.md').read_text()
+    assert '`image`' in page and '`labels`' in page and 'Int32' in page
+    own = description.metadata.userDefined
+    preview = json.loads(own['com.apple.coreml.model.preview.params'])
+    assert own['com.apple.coreml.model.preview.type'] == 'imageSegmenter'
+    assert preview['labels'][:2] == ['wall', 'building'] and len(preview['labels']) == len(preview['colors']) == 150
+    assert preview['colors'][0] == '#787878'
+    assert own['config'] == 'tiny' and own['checkpoint'] == 'tiny.pth' and len(own['sha256']) == 64
+    assert description.metadata.license == 'Apache-2.0' and 'RecNeXt' in description.metadata.author
+
+
+@pytest.mark.parametrize('fuse', ['none', 'norms', 'all'])
+def test_any_form_and_sizes_that_are_no_powers_of_two(tiny, tmp_path, fuse):
+    size = (96, 160)
+    table = export_to(tmp_path / 'a.mlpackage', EXACT, tiny, size=[size], fuse=fuse)
+    assert f'folded: {fuse}' in table
+    assert ('pixel_shuffle' in table) == (fuse == 'all') and 'scatter' not in table
+    image = picture(size)
+    assert np.array_equal(open_model(tmp_path / 'a.mlpackage')(pixels(image))['labels'], labels_of(tiny, image))
+
+
+def test_several_sizes(tiny, tmp_path):
+    sizes = [(128, 192), (256, 128)]
+    export_to(tmp_path / 'a.mlpackage', EXACT, tiny, size=sizes)
+    saved = open_model(tmp_path / 'a.mlpackage')
+    enumerated = saved.spec.description.input[0].type.imageType.enumeratedSizes.sizes
+    assert {(one.height, one.width) for one in enumerated} == set(sizes)
+    for size in sizes:
+        image = picture(size)
+        assert np.array_equal(saved(pixels(image))['labels'], labels_of(tiny, image)), size
+
+
+@pytest.mark.parametrize('format', SUFFIXES)
+def test_the_bare_backbone(tiny, tmp_path, format):
+    out = tmp_path / f'a{SUFFIXES[format]}'
+    table = export_to(out, CoreMLBackend(format, 'fp32'), tiny, part='backbone', size=[SIZE])
+    assert 'of the largest feature' in table
+    inputs = torch.randn(1, 3, *SIZE)
+    saved = open_model(out)(inputs.numpy())
+    with torch.no_grad():
+        features = load_source(*tiny, 'none').original.backbone(inputs)
+    for index, feature in enumerate(features):
+        assert np.abs(saved[f'feature_{index}'] - feature.numpy()).max() < 1e-4 * feature.abs().max()
+
+
+@pytest.mark.parametrize('how', ['linear8', 'palettize'])
+def test_compressed_weights(tiny_m, tmp_path, how):
+    sizes = {}
+    for compress in ('none', how):
+        out = tmp_path / f'{compress}.mlpackage'
+        # Random weights make labels that are closer to each other than those of a trained network.
+        table = export_to(out, CoreMLBackend(compress=compress), tiny_m, size=[SIZE], verify=False)
+        sizes[compress] = (out / 'Data/com.apple.CoreML/weights/weight.bin').stat().st_size
+    assert f'weights {how}' in table and 'verified      no' in table
+    assert sizes[how] < 0.7 * sizes['none']
+    image = picture(SIZE)
+    assert (open_model(out)(pixels(image))['labels'] == labels_of(tiny_m, image)).mean() > 0.9
+
+
+def test_overflow_in_16_bits_is_caught(tiny_m, tmp_path, monkeypatch):
+    def enlarge(*args: object) -> object:
+        source = load_source(*args)
+        for network in (source.original, source.folded):
+            network.backbone.stem[2].conv.weight.data *= 1e6
+        return source
+
+    monkeypatch.setattr(exporter, 'load_source', enlarge)
+    with pytest.raises(UserError, match='--precision fp32'):
+        export_to(tmp_path / 'a.mlpackage', CoreMLBackend(), tiny_m, size=[SIZE])
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('own', 'options', 'words'),
+    [
+        ({}, dict(size=[(65, 128)]), ['multiples of 32', '65 x 128', '64 128']),
+        ({}, dict(size=[(128, 128), (96, 128)]), ['multiples of 64', '96 x 128']),
+        ({}, dict(size=[(128, 128), (128, 128)]), ['twice']),
+        (dict(format='neuralnetwork'), dict(out='a.mlmodel', size=[(96, 128)]), ['64', '--format mlprogram']),
+        (dict(format='neuralnetwork', target='iOS16'), dict(out='a.mlmodel'), ['iOS13, iOS14', 'iOS16']),
+        (dict(format='neuralnetwork'), {}, ['.mlmodel', 'a.mlpackage']),
+        (dict(format='neuralnetwork', compress='linear8'), dict(out='a.mlmodel'), ['--format mlprogram']),
+        (dict(target='iOS14'), {}, ['iOS15', 'iOS14']),
+        (dict(target='iOS15', compress='linear8'), {}, ['iOS16']),
+        (dict(precision='fp32', compress='palettize'), {}, ['fp16']),
+        ({}, dict(benchmark=True), ['macOS']),
+        ({}, dict(images=['nowhere.jpg']), ['nowhere.jpg']),
+        ({}, dict(out='taken.mlpackage'), ['taken.mlpackage is there already']),
+        ({}, dict(size=None, cfg_options=dict(crop_size=None)), ['no crop_size', '--size HEIGHT WIDTH']),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_written(tiny_m, tmp_path, own, options, words):
+    (tmp_path / 'taken.mlpackage').mkdir()
+    options = {'out': 'a.mlpackage', 'size': [SIZE], **options}
+    with pytest.raises(UserError) as error:
+        export_to(tmp_path / options.pop('out'), CoreMLBackend(**own), tiny_m, **options)
+    assert all(word in str(error.value) for word in words), error.value
+    assert left_behind(tmp_path) == ['taken.mlpackage']

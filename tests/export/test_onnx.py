@@ -1,0 +1,55 @@
+"""ONNX: what onnxruntime makes of the file is what PyTorch computes, for batches of any size or images of one."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from helpers.exports import export_to, labels_of, left_behind, picture, pixels
+from helpers.reference import ROOT
+
+from projects.recnext.recnext.export import onnx as onnx_export
+from projects.recnext.recnext.export.onnx import OnnxBackend
+from projects.recnext.recnext.utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def any_onnx(tiny, tmp_path_factory) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A tiny segmentor for batches of any size, in onnxruntime."""
+    import onnxruntime
+
+    out = tmp_path_factory.mktemp('onnx') / 'tiny.onnx'
+    table = export_to(out, OnnxBackend(), tiny, dict(crop_size=(128, 160)), output='both', benchmark=True)
+    assert 'onnxruntime' in table and 'PyTorch' in table and '100.000 %' in table
+    session = onnxruntime.InferenceSession(str(out), providers=['CPUExecutionProvider'])
+    assert session.get_modelmeta().custom_metadata_map['config'] == 'tiny'
+    return lambda image: session.run(['labels', 'logits'], dict(image=image))
+
+
+@pytest.mark.parametrize('size', [(96, 96), (96, 224), (160, 128), (256, 320)])
+def test_one_onnx_file_takes_batches_of_any_size(tiny, any_onnx, size):
+    images = [picture(size, seed) for seed in range(3)]
+    labels, logits = any_onnx(np.concatenate([pixels(image) for image in images]))
+    assert logits.shape == (3, 150, size[0] // 4, size[1] // 4)
+    for image, found in zip(images, labels):
+        assert np.array_equal(found, labels_of(tiny, image))
+
+
+@pytest.mark.parametrize('part', ['segmentor', 'backbone'])
+def test_onnx_of_one_size(tiny, tmp_path, part):
+    table = export_to(tmp_path / 'a.onnx', OnnxBackend(), tiny, part=part, size=[(96, 160)])
+    assert '96 x 160' in table and left_behind(tmp_path) == ['a.onnx']
+    # Nor where it was made.
+    assert str(ROOT).encode() not in (tmp_path / 'a.onnx').read_bytes()
+    assert ('100.000 %' if part == 'segmentor' else 'largest feature') in table
+
+
+def test_onnx_says_what_is_missing(tiny_m, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, 'PACKAGES', ('onnx', 'no_such_package'))
+    with pytest.raises(UserError, match='pip install no_such_package'):
+        export_to(tmp_path / 'a.onnx', OnnxBackend(), tiny_m)
+
+
+def test_onnx_has_one_size_or_any(tiny_m, tmp_path):
+    with pytest.raises(UserError, match='one fixed size'):
+        export_to(tmp_path / 'a.onnx', OnnxBackend(), tiny_m, size=[(64, 64), (96, 96)])
+    assert left_behind(tmp_path) == []
