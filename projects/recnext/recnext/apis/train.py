@@ -76,7 +76,7 @@ def _run_training(cfg: Config, start: Start | None) -> None:
     runner = build_runner(cfg, start)
     runner.logger.info(describe_batch(cfg, runner.world_size))
     if start and start.damaged:
-        runner.logger.warning(f'{" ".join(start.damaged)} Training goes on from {start.path}.')
+        runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
     runner.train()

@@ -16,7 +16,7 @@ from ..models.deployable_model import DeployableModel
 from ..models.pretrained import StrictlyPretrained, pretrained_files, read_pretrained
 from ..models.state_dict import ConversionError
 from ..utils.errors import UserError
-from ..weights.checkpoint import CheckpointError, numbered_checkpoints, read_checkpoint
+from ..weights.checkpoint import CheckpointError, read_checkpoint, read_newest_checkpoint
 from ..weights.releases import find_checkpoint
 from .config import is_segmentor, point_at_data
 
@@ -30,8 +30,8 @@ class Start:
 
     path: str
     content: dict | None
-    damaged: list[str] = field(default_factory=list)
-    """What is wrong with each newer checkpoint that could not be read."""
+    damaged: list[CheckpointError] = field(default_factory=list)
+    """What is wrong with the newer ones in the work dir."""
 
     def take(self) -> dict:
         """The content, which is kept here no longer: it may be larger than the network."""
@@ -77,7 +77,9 @@ def choose_weights(cfg: Config, resume: str | None, skeleton: nn.Module | None =
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     if resume == 'auto':
-        start = read_newest_checkpoint(cfg.work_dir)
+        # None where there is nothing to resume yet: a fresh start.
+        newest = read_newest_checkpoint(cfg.work_dir)
+        start = newest and Start(str(newest.path), newest.content, newest.damaged)
     else:
         start = _read(resume) if resume else None
     cfg.resume = start is not None
@@ -105,26 +107,6 @@ def choose_weights(cfg: Config, resume: str | None, skeleton: nn.Module | None =
 def _read(checkpoint: str) -> Start:
     path = find_checkpoint(checkpoint)
     return Start(str(path), read_checkpoint(path))
-
-
-def read_newest_checkpoint(work_dir: str) -> Start | None:
-    """The newest checkpoint of a work dir that can be read; None where there is none yet, for a fresh start.
-
-    Raises:
-        UserError: there are some, and none can be read.
-    """
-    damaged = []
-    for path in numbered_checkpoints(work_dir):
-        try:
-            return Start(str(path), read_checkpoint(path), damaged)
-        except CheckpointError as error:
-            damaged.append(str(error))
-    if damaged:
-        raise UserError(
-            f'No checkpoint in {work_dir} can be read:\n  ' + '\n  '.join(damaged) + '\n  '
-            'Copy a whole one there, or name one (--resume CHECKPOINT), or move these away to start from the beginning.'
-        )
-    return None
 
 
 def check_pretrained(skeleton: nn.Module) -> None:
