@@ -1,4 +1,4 @@
-"""mmseg's own configs with nothing but ``model.type`` changed: trained, resumed, tested and predicted with by our tools.
+"""mmseg's own configs with nothing but ``model.type`` changed: our tools train, resume, test and predict with them.
 
 For speed everything is small: images, crops, iterations, and the widest networks. As on a machine without a network,
 nobody's ImageNet weights are asked for.
@@ -20,7 +20,7 @@ from projects.recnext.recnext.apis.predictor import Predictor
 from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine.config import load_config
+from projects.recnext.recnext.engine.config import average_augmented, load_config, show_pictures
 from projects.recnext.recnext.engine.config_check import check_keys
 from projects.recnext.recnext.models.builder import build_skeleton
 from projects.recnext.recnext.utils.errors import UserError
@@ -214,3 +214,62 @@ def test_the_metrics_are_those_of_mmsegs_own_segmentor(data, tmp_path):
     assert len(maps) == 2 and len(np.unique(np.array(Image.open(maps[0])))) > 1
     for path in maps:
         assert (np.array(Image.open(path)) == np.array(Image.open(tmp_path / 'ours' / path.name))).all()
+
+
+def test_as_commands(data, tmp_path):
+    """As docs/evaluation.md says it: the type of the model, and for the machine at hand no file from the network."""
+    config = CONFIGS / 'segformer' / 'segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+    small_config = tmp_path / 'small.py'
+    cfg = load_config(config, {**small(str(config.relative_to(CONFIGS))), 'model.type': 'EncoderDecoder'})
+    cfg.dump(small_config)
+    options = ['--data-root', data / 'ade20k', '--cfg-options', 'model.type=FastEncoderDecoder']
+    trained = run_tool('train', small_config, '--work-dir', tmp_path / 'work', *options)
+    assert trained.returncode == 0, trained.stderr
+    assert 'learning rate 6e-05. The config does not say for how many its learning rate is.' in trained.stdout
+    checkpoint, pictures = tmp_path / 'work' / 'iter_2.pth', tmp_path / 'pictures'
+    images = data / 'ade20k' / 'images' / 'validation'
+    tested = run_tool(
+        'test', small_config, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', pictures, *options
+    )
+    assert tested.returncode == 0 and 'mIoU' in tested.stdout, tested.stderr
+    assert len(list(pictures.glob('*.png'))) == len(list(images.iterdir()))
+    inferred = run_tool('infer', small_config, checkpoint, images, '--out-dir', tmp_path / 'out', *options[2:])
+    assert inferred.returncode == 0, inferred.stderr
+    scaled = run_tool('train', small_config, '--auto-scale-lr', '--work-dir', tmp_path / 'scaled', *options)
+    assert_user_error(scaled, '--auto-scale-lr needs', 'auto_scale_lr = dict(base_batch_size=16)')
+    assert not (tmp_path / 'scaled').exists()
+
+
+OTHERS = (
+    'beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py',  # pretrained beside the backbone
+    'hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024.py',
+    'stdc/stdc1_4xb12-80k_cityscapes-512x1024.py',  # an OHEM sampler
+    'twins/twins_pcpvt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512.py',
+)
+
+
+@pytest.mark.parametrize('config', OTHERS, ids=lambda config: Path(config).stem)
+def test_other_configs_are_sound_and_stay_as_they_are(config):
+    cfg = load_config(CONFIGS / config, {'model.type': 'FastEncoderDecoder'})
+    check_keys(cfg)
+    before = cfg.pretty_text
+    assert all(parameter.is_meta for parameter in build_skeleton(cfg.model).parameters())
+    assert cfg.pretty_text == before
+
+
+def test_cascades_are_refused():
+    config = CONFIGS / 'ocrnet' / 'ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py'
+    with pytest.raises(UserError, match=r'decode_head has 2 heads.*\(CascadeEncoderDecoder\)'):
+        check_keys(load_config(config, {'model.type': 'FastEncoderDecoder'}))
+
+
+def test_what_a_config_lacks_is_left_out_or_named():
+    cfg = Config(dict(model=dict(decode_head=dict()), test_dataloader=dict(dataset=dict(pipeline=[]))))
+    with pytest.raises(UserError, match='no tta_pipeline'):
+        average_augmented(cfg)
+    show_pictures(cfg, False, 'pictures', 2)
+    assert cfg.default_hooks.visualization.type == 'SegVisualizationHook' and cfg.default_hooks.visualization.draw
+    assert cfg.visualizer == dict(type='SegPanelVisualizer', picture_dir='pictures')
+    cfg.visualizer = dict(type='Mine')
+    show_pictures(cfg, False, 'pictures', 2)
+    assert cfg.visualizer == dict(type='Mine', save_dir='pictures')
