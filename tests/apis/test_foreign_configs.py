@@ -77,12 +77,11 @@ NETWORKS = {
     'vit/vit_deit-s16_upernet_8xb2-80k_ade20k-512x512.py': NARROW_VIT,
     'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': {},
     'fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py': {},
-    # a pixel sampler
-    'bisenetv2/bisenetv2_fcn_4xb4-ohem-160k_cityscapes-1024x1024.py': {
+    'bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': {
         'model.decode_head.channels': 32,
         'model.auxiliary_head.3.channels': 32,
     },
-    'mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py': {},
+    'mobilenet_v2/mobilenet-v2-d8_fcn_4xb4-160k_ade20k-512x512.py': {},
     # two classes, a RepeatDataset, another metric, slide mode
     'unet/unet-s5-d16_fcn_4xb4-40k_stare-128x128.py': NARROW_UNET,
     'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py': NARROW_FPN,
