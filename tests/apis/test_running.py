@@ -26,9 +26,13 @@ from mmseg.registry import MODELS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from projects.recnext.recnext.apis import train as train_api
 from projects.recnext.recnext.apis.convert import convert_file
+from projects.recnext.recnext.apis.test import test as run_test
+from projects.recnext.recnext.apis.train import describe_batch
+from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine import config as launch
+from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.models.deploy import DTYPES
 from projects.recnext.recnext.models.deployable_model import FUSE
 from projects.recnext.recnext.models.state_dict import ConversionError
@@ -266,13 +270,13 @@ def test_the_other_options_of_training(scenes, tmp_path):
 def test_batch_and_learning_rate_are_said(batch, processes, scale, words):
     cfg = Config.fromfile(CONFIG)
     cfg.train_dataloader.batch_size, cfg.auto_scale_lr.enable = batch, scale
-    assert words in launch.describe_batch(cfg, processes)
+    assert words in describe_batch(cfg, processes)
 
 
 def test_tensorboard_must_be_installed(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(train_api.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install tensorboard'):
-        launch.train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), tensorboard=True)
+        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), tensorboard=True)
     assert not (tmp_path / 'work').exists()
 
 
@@ -330,7 +334,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(re
     assert_user_error(result, str(real_m3), 'arch m3', '382 disagreement', '... and 372 more')
     assert not work.exists()
     with pytest.raises(UserError, match='382 disagreement'):
-        launch.train(str(config_of('m4')), str(work), data_root=str(scenes), cfg_options=dict(load_from=str(real_m3)))
+        run_train(str(config_of('m4')), str(work), data_root=str(scenes), cfg_options=dict(load_from=str(real_m3)))
     assert not work.exists()
 
 
@@ -354,7 +358,7 @@ def test_a_dataset_that_would_fail_later_is_refused_at_once(scenes, tmp_path, ha
         shutil.rmtree(image.parent)
     words = {'suffix': 'no images', 'annotation': 'lacks 1 of 8 annotations', 'empty': 'does not exist'}[harm]
     with pytest.raises(UserError, match=words):
-        launch.train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(data))
+        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(data))
     assert not (tmp_path / 'work').exists()
 
 
@@ -368,7 +372,7 @@ def test_a_dataset_that_would_fail_later_is_refused_at_once(scenes, tmp_path, ha
 )
 def test_options_that_do_not_fit_are_named(real_m3, ade20k_sample, tmp_path, options, words):
     with pytest.raises(UserError, match=words):
-        launch.test(str(CONFIG), str(real_m3), str(tmp_path / 'w'), data_root=str(ade20k_sample), cfg_options=options)
+        run_test(str(CONFIG), str(real_m3), str(tmp_path / 'w'), data_root=str(ade20k_sample), cfg_options=options)
     assert not list(tmp_path.iterdir())
 
 
@@ -382,12 +386,12 @@ def test_folders_that_cannot_be_made_are_named(real_m3, ade20k_sample, tmp_path)
 
 def test_missing_and_broken_configs_are_said(tmp_path):
     with pytest.raises(UserError, match='is a folder'):
-        launch.load_config(tmp_path)
+        load_config(tmp_path)
     with pytest.raises(UserError, match='No such config'):
-        launch.load_config(tmp_path / 'none.py')
+        load_config(tmp_path / 'none.py')
     (tmp_path / 'broken.py').write_text('a = = 1')
     with pytest.raises(UserError, match='cannot be read'):
-        launch.load_config(tmp_path / 'broken.py')
+        load_config(tmp_path / 'broken.py')
 
 
 def test_wrong_use_exits_with_2():

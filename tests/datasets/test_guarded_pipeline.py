@@ -21,7 +21,8 @@ from torch._utils import ExceptionWrapper
 from projects.recnext.recnext.datasets.guarded_pipeline import SampleError
 from projects.recnext.recnext.datasets.listing import LOOKED_AT, spread
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine import config as launch
+from projects.recnext.recnext.engine.checks import set_data_root
+from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.engine.runner import GuardedRunner
 
 TRAINING = 24
@@ -96,8 +97,8 @@ def test_a_file_that_is_bad_is_named(scenes, tmp_path, harm, split):
     which, spoil, words = HARMS[harm]
     path = which(scenes, 'training' if split == 'train' else 'validation')
     spoil(path)
-    cfg = launch.load_config(write_tiny_config(tmp_path, scenes))
-    launch.set_data_root(cfg, None, (split,))  # does not see it
+    cfg = load_config(write_tiny_config(tmp_path, scenes))
+    set_data_root(cfg, None, (split,))  # does not see it
     with pytest.raises(SampleError, match=words) as caught:
         read(cfg, split)
     assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) <= 3
@@ -109,13 +110,13 @@ def test_workers_say_the_same(scenes, tmp_path, harm):
     which, spoil, words = HARMS[harm]
     spoil(which(scenes))
     with pytest.raises(SampleError, match=words) as caught:
-        read(launch.load_config(write_tiny_config(tmp_path, scenes)), workers=2)
+        read(load_config(write_tiny_config(tmp_path, scenes)), workers=2)
     assert 'Traceback' not in str(caught.value) and len(str(caught.value).splitlines()) <= 3
 
 
 @pytest.mark.parametrize('wrap', ['ConcatDataset', 'RepeatDataset'])
 def test_inside_wrappers_too(scenes, tmp_path, wrap):
-    cfg = launch.load_config(write_tiny_config(tmp_path, scenes))
+    cfg = load_config(write_tiny_config(tmp_path, scenes))
     dataset = cfg.train_dataloader.dataset
     wrapped = dict(datasets=[dataset, dataset]) if wrap == 'ConcatDataset' else dict(dataset=dataset, times=2)
     cfg.train_dataloader.dataset = dict(type=wrap, **wrapped)
@@ -125,13 +126,41 @@ def test_inside_wrappers_too(scenes, tmp_path, wrap):
         read(cfg)
 
 
+@pytest.fixture(scope='module')
+def opened() -> list[str]:
+    """The files that this process has opened from now on."""
+    paths = []
+    sys.addaudithook(lambda event, arguments: paths.append(str(arguments[0])) if event == 'open' else None)
+    return paths
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_each_file_is_read_once(scenes, tmp_path, opened, split):
+    cfg = load_config(write_tiny_config(tmp_path, scenes))
+    opened.clear()
+    assert read(cfg, split) == TRAINING
+    folder = 'training' if split == 'train' else 'validation'
+    files = [str(path) for path in scenes.glob(f'*/{folder}/*')]
+    assert len(files) == 2 * TRAINING and [opened.count(path) for path in files] == [1] * len(files)
+
+
+def test_loaders_inside_other_transforms_are_guarded(scenes, tmp_path):
+    """Test-time augmentation holds its loader of annotations in lists of lists."""
+    cfg = load_config(write_tiny_config(tmp_path, scenes))
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    assert read(cfg, 'test') == 6 * TRAINING  # three scales, flipped and not
+    lift(1000, np.uint16)(labels(scenes, 'validation'))
+    with pytest.raises(SampleError, match=r'\.png has labels from 10\d\d to .*8 bits'):
+        read(cfg, 'test')
+
+
 def test_what_is_only_unusual_is_read(scenes, tmp_path):
     convert('I;16')(labels(scenes))
     other = labels(scenes).with_name('scene_training_00013.png')
     picture = Image.open(other)
     picture.putpalette([value for value in range(256) for _ in 'RGB'])
     picture.save(other)
-    assert read(launch.load_config(write_tiny_config(tmp_path, scenes))) == TRAINING
+    assert read(load_config(write_tiny_config(tmp_path, scenes))) == TRAINING
 
 
 def test_what_the_pipeline_alone_refuses_is_named(scenes, tmp_path):
@@ -139,7 +168,7 @@ def test_what_the_pipeline_alone_refuses_is_named(scenes, tmp_path):
         Image.new(mode, (20000, 2)).save(path)
     step = "train_pipeline.insert(2, dict(type='Resize', scale=(2048, 512), keep_ratio=True))\n"
     with pytest.raises(SampleError, match=r'00011\.jpg cannot be prepared: error: OpenCV'):
-        read(launch.load_config(write_tiny_config(tmp_path, scenes, step)))
+        read(load_config(write_tiny_config(tmp_path, scenes, step)))
 
 
 def test_testing_as_a_command(scenes, tmp_path):

@@ -8,8 +8,10 @@ from helpers.reference import CLASSIFIER_CONFIGS, SEGMENTOR_CONFIGS, config_of
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
 
+from projects.recnext.recnext.apis.test import test as run_test
+from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine import config as launch
+from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.engine.config_check import check_keys, check_parts_fit
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -25,12 +27,12 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize('path', ONE_EACH, ids=lambda path: path.stem)
 def test_our_own_configs_are_sound(path):
-    check_keys(launch.load_config(path))
+    check_keys(load_config(path))
 
 
 @pytest.mark.parametrize('options', [{'model.type': 'FastEncoderDecoder'}, {'model.backbone.arch': 'm4'}, {'mine': 1}])
 def test_changes_that_are_sound(options):
-    check_keys(launch.load_config(config_of('m3'), options))
+    check_keys(load_config(config_of('m3'), options))
 
 
 MISTAKES = [
@@ -59,16 +61,16 @@ MISTAKES = [
 @pytest.mark.parametrize(('options', 'words', 'advice'), MISTAKES, ids=lambda value: str(value)[:40])
 def test_mistakes_are_named(options, words, advice):
     with pytest.raises(UserError) as caught:
-        check_keys(launch.load_config(config_of('m3'), options))
+        check_keys(load_config(config_of('m3'), options))
     assert words in str(caught.value) and advice in str(caught.value) and len(str(caught.value).splitlines()) <= 2
 
 
 def test_a_mistake_in_a_file_is_named_too(scenes, tmp_path):
     config = write_tiny_config(tmp_path, scenes, "model['neck']['out_chanels'] = 16")
     with pytest.raises(UserError, match=r'model\.neck\.out_chanels is unknown.*mean out_channels'):
-        launch.train(str(config), str(tmp_path / 'work'))
+        run_train(str(config), str(tmp_path / 'work'))
     with pytest.raises(UserError, match=r'model\.neck\.out_chanels is unknown'):
-        launch.test(str(config), 'none.pth', str(tmp_path / 'work'))
+        run_test(str(config), 'none.pth', str(tmp_path / 'work'))
     assert not (tmp_path / 'work').exists()
 
 
@@ -85,14 +87,14 @@ MISFITS = [
 @pytest.mark.parametrize(('line', 'words'), MISFITS, ids=lambda value: str(value)[:40])
 def test_parts_that_do_not_fit(scenes, tmp_path, line, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
-        launch.train(str(write_tiny_config(tmp_path, scenes, line)), str(tmp_path / 'work'))
+        run_train(str(write_tiny_config(tmp_path, scenes, line)), str(tmp_path / 'work'))
     assert len(str(caught.value).splitlines()) <= 2 and not (tmp_path / 'work').exists()
 
 
 def test_a_batch_that_norms_cannot_be_trained_on(scenes, tmp_path):
     """Of one image of 32 × 32 the last stage has one value a channel."""
     lines = "model['data_preprocessor'].update(size=(32, 32))\ntrain_pipeline[2]['crop_size'] = (32, 32)\n"
-    cfg = launch.load_config(write_tiny_config(tmp_path, scenes, f'{lines}train_dataloader["batch_size"] = 1'))
+    cfg = load_config(write_tiny_config(tmp_path, scenes, f'{lines}train_dataloader["batch_size"] = 1'))
     with pytest.raises(UserError, match=r'model\.backbone cannot be trained on batches of 1 images of 32 × 32.*batch'):
         check_parts_fit(cfg, True)
     check_parts_fit(cfg, True, processes=2)  # statistics of two processes together

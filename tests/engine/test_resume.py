@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.fileio import LocalBackend
 from mmengine.runner import runner
 
+from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.datasets.seeded import ResumableSampler
 from projects.recnext.recnext.weights.checkpoint import CheckpointError, find_newest_checkpoint, read_checkpoint
@@ -162,7 +164,67 @@ def test_files_are_written_atomically(tmp_path, monkeypatch):
 def test_newest_checkpoint_does_not_depend_on_mmengines_note(tmp_path):
     assert find_newest_checkpoint(tmp_path) is None and find_newest_checkpoint(tmp_path / 'no') is None
     for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_12.pth', '.iter_11.pth.77.partial'):
-        (tmp_path / name).touch()
+        torch.save({}, tmp_path / name)
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_'))
     assert find_newest_checkpoint(tmp_path) == str(tmp_path / 'iter_10.pth')
-    assert runner.find_latest_checkpoint is find_newest_checkpoint
+    assert runner.find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_10.pth')
+    cut(tmp_path / 'iter_10.pth')
+    assert runner.find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_9.pth')
+    assert runner.find_latest_checkpoint(str(tmp_path / 'no')) is None
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_power(path: Path) -> None:
+    """As some file systems leave what was not yet on the disk: of full length, and zeros."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b'')
+
+
+def copy_of(work: Path, to: Path, *iterations: int) -> Path:
+    to.mkdir()
+    for iteration in iterations:
+        shutil.copy(work / f'iter_{iteration}.pth', to)
+    return to
+
+
+@pytest.mark.parametrize('harm', [cut, lose_power, empty])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(scenes, undisturbed, tmp_path, harm):
+    work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6, 7)
+    harm(work / 'iter_6.pth')
+    harm(work / 'iter_7.pth')
+    run_train(str(write_tiny_config(tmp_path, scenes)), str(work), resume='auto')
+    said = next(work.glob('*/*.log')).read_text()
+    (line,) = (line for line in said.splitlines() if 'goes on from' in line)
+    assert 'WARNING' in line and line.endswith(f'Training goes on from {work / "iter_5.pth"}.')
+    assert f'{work / "iter_7.pth"} is ' in line and f'{work / "iter_6.pth"} is ' in line
+    assert 'resumed epoch: 0, iter: 5' in said
+    assert_bit_equal(weights(work / 'iter_8.pth'), weights(undisturbed))
+
+
+def test_where_no_checkpoint_is_whole_all_are_named_and_kept(scenes, undisturbed, tmp_path):
+    work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6)
+    cut(work / 'iter_5.pth')
+    empty(work / 'iter_6.pth')
+    before = {path.name: path.read_bytes() for path in work.iterdir()}
+    result = run_tool('train', write_tiny_config(tmp_path, scenes), '--work-dir', work, '--resume')
+    words = (
+        f'No checkpoint in {work} can be read',
+        'iter_5.pth is truncated',
+        'iter_6.pth is empty',
+        'from the beginning',
+    )
+    assert_user_error(result, *words)
+    assert {path.name: path.read_bytes() for path in work.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_that_is_named_is_an_error(scenes, undisturbed, tmp_path):
+    work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6)
+    cut(work / 'iter_6.pth')
+    with pytest.raises(CheckpointError, match=r'iter_6\.pth is truncated or damaged'):
+        run_train(str(write_tiny_config(tmp_path, scenes)), str(work), resume=str(work / 'iter_6.pth'))

@@ -7,6 +7,7 @@ looks for the defects themselves, and ``tests/stack/stacks.py`` does so with oth
 
 import importlib
 import importlib.util
+import logging
 import re
 import sys
 import warnings
@@ -228,14 +229,23 @@ def resume_from_newest_complete() -> bool:
     Defect: mmengine notes the newest checkpoint in a file ``last_checkpoint`` that it writes in place and afterwards;
     killed in between, it resumes from an older one, or from a name of which half is missing.
 
-    Repair: look at the checkpoints themselves; they are complete, because they were renamed into place.
+    Repair: look at the checkpoints themselves; they are complete, because they were renamed into place. One that was
+    damaged later is named, and left where it is.
     """
+    from mmengine.logging import print_log
     from mmengine.runner import checkpoint, runner
 
-    from .weights.checkpoint import find_newest_checkpoint
+    from .weights.checkpoint import read_newest_checkpoint
+
+    def find_latest_checkpoint(path: str) -> str | None:
+        newest = read_newest_checkpoint(path)
+        if newest and newest.damaged:
+            said = ' '.join(map(str, newest.damaged))
+            print_log(f'{said} Training goes on from {newest.path}.', 'current', logging.WARNING)
+        return newest and str(newest.path)
 
     for module in (checkpoint, runner):
-        module.find_latest_checkpoint = find_newest_checkpoint
+        module.find_latest_checkpoint = find_latest_checkpoint
     return True
 
 

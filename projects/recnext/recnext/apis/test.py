@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from mmengine.config import ConfigDict
-
-from ..engine.checks import check_checkpoint, set_data_root
-from ..engine.config import add_hook, is_segmentor, load_config, set_work_dir
+from ..engine.checks import Start, check_checkpoint, set_data_root
+from ..engine.config import add_hook, average_augmented, is_segmentor, load_config, set_work_dir, show_pictures
 from ..engine.config_check import check_keys
 from ..engine.distributed import joined_processes
 from ..engine.runner import build_runner
+from ..models.builder import build_skeleton
 from ..models.deploy import DEFAULT, Deployment
 from ..utils.errors import UserError
 from ..utils.files import make_folder
@@ -58,29 +57,23 @@ def test(
     """
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
+    if out and not is_segmentor(cfg):
+        raise UserError('--out saves label maps, and a classifier makes none. --show-dir saves pictures.')
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
-    set_data_root(cfg, data_root, ('test',))
+    skeleton = build_skeleton(cfg.model)
+    set_data_root(cfg, data_root, ('test',), skeleton)
     cfg.load_from = str(find_checkpoint(checkpoint))
-    check_checkpoint(cfg, cfg.load_from)
+    start = Start(cfg.load_from, check_checkpoint(cfg, cfg.load_from, skeleton))
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
     add_hook(cfg, 'DeployHook', **dataclasses.asdict(deployment))
     if batch_size:
         cfg.test_dataloader.batch_size = batch_size
-    segmentor = is_segmentor(cfg)
-    if out and not segmentor:
-        raise UserError('--out saves label maps, and a classifier makes none. --show-dir saves pictures.')
     if show or show_dir:
-        drawing = dict(draw=True) if segmentor else dict(enable=True, out_dir=show_dir)
-        cfg.default_hooks.visualization.update(interval=1, show=show, wait_time=wait_time, **drawing)
-    if show_dir and segmentor:
-        cfg.visualizer.picture_dir = show_dir
+        show_pictures(cfg, show, show_dir, wait_time)
     if tta:
-        if 'tta_pipeline' not in cfg:
-            raise UserError(f'{config} has no tta_pipeline; --tta needs one.')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        average_augmented(cfg)
     if out:
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         for evaluator in evaluators:
@@ -88,4 +81,4 @@ def test(
     for folder in filter(None, (cfg.work_dir, out, show_dir)):
         make_folder(folder)
     with joined_processes(cfg):
-        return build_runner(cfg).test()
+        return build_runner(cfg, start).test()

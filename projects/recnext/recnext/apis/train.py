@@ -5,12 +5,13 @@ import importlib.util
 import torch
 from mmengine.config import Config
 
-from ..engine.checks import choose_weights, set_data_root
+from ..engine.checks import Start, choose_weights, set_data_root
 from ..engine.config import add_hook, is_segmentor, load_config, set_work_dir
 from ..engine.config_check import check_keys, check_parts_fit
 from ..engine.distributed import get_process_info, joined_processes
 from ..engine.optim import use_bfloat16
 from ..engine.runner import build_runner
+from ..models.builder import build_skeleton
 from ..utils.errors import UserError
 from ..utils.files import make_folder, remove_partial_files
 
@@ -50,43 +51,76 @@ def train(
     check_keys(cfg)
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
-    set_data_root(cfg, data_root, ('train', 'val'))
+    skeleton = build_skeleton(cfg.model)
+    set_data_root(cfg, data_root, ('train', 'val'), skeleton)
     together = get_process_info(launcher).world_size if cfg.get('sync_bn') and torch.cuda.is_available() else 1
-    check_parts_fit(cfg, is_segmentor(cfg), together)
+    check_parts_fit(cfg, is_segmentor(cfg), together, skeleton)
     if amp:
         use_bfloat16(cfg)
     if auto_scale_lr:
-        cfg.auto_scale_lr.enable = True
+        scale_learning_rate(cfg)
     if channels_last:
         add_hook(cfg, 'ChannelsLastHook')
     if compile:
         add_hook(cfg, 'CompileHook')
     if tensorboard:
-        if importlib.util.find_spec('tensorboard') is None:
-            raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
-        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, dict(type='TensorboardVisBackend')]
-    choose_weights(cfg, resume)
+        write_tensorboard_files(cfg)
+    start = choose_weights(cfg, resume, skeleton)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
     with joined_processes(cfg):
-        _run_training(cfg)
+        _run_training(cfg, start)
 
 
-def _run_training(cfg: Config) -> None:
-    runner = build_runner(cfg)
+def _run_training(cfg: Config, start: Start | None) -> None:
+    runner = build_runner(cfg, start)
     runner.logger.info(describe_batch(cfg, runner.world_size))
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
+    if start and start.damaged:
+        runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
     runner.train()
 
 
+def scale_learning_rate(cfg: Config) -> None:
+    """Set a config to scale the learning rate with the images an iteration; in place.
+
+    Raises:
+        UserError: it does not say for how many images its learning rate is.
+    """
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError(
+            'The config does not say for how many images an iteration its learning rate is, which --auto-scale-lr '
+            'needs. Write auto_scale_lr = dict(base_batch_size=16), or as many as its name says (GPUs x images).'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def write_tensorboard_files(cfg: Config) -> None:
+    """Set a config to write TensorBoard files beside its other logs; in place.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    if importlib.util.find_spec('tensorboard') is None:
+        raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
+    visualizer = cfg.get('visualizer') or dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+    backends = [*(visualizer.get('vis_backends') or []), dict(type='TensorboardVisBackend')]
+    cfg.visualizer = {**visualizer, 'vis_backends': backends}
+
+
 def describe_batch(cfg: Config, world_size: int) -> str:
     """How many images an iteration takes and the learning rate for them, and how that compares with the recipe."""
-    batch_size = cfg.train_dataloader.batch_size
-    images, recipe = world_size * batch_size, cfg.auto_scale_lr.base_batch_size
-    lr = cfg.optim_wrapper.optimizer.lr * (images / recipe if cfg.auto_scale_lr.enable else 1)
-    said = f'{images} images an iteration ({world_size} processes x {batch_size}), learning rate {lr:g}.'
+    batch_size = cfg.train_dataloader.get('batch_size', 1)
+    images, scaling = world_size * batch_size, cfg.get('auto_scale_lr') or {}
+    recipe, scaled = scaling.get('base_batch_size'), scaling.get('enable', False)
+    said = f'{images} images an iteration ({world_size} processes x {batch_size})'
+    lr = (cfg.optim_wrapper.get('optimizer') or {}).get('lr')
+    if lr is not None:
+        said += f', learning rate {lr * (images / recipe if scaled else 1):g}'
+    if recipe is None:
+        return f'{said}. The config does not say for how many its learning rate is.'
     if images == recipe:
-        return f'{said} As in the recipe.'
-    scaled = 'scaled accordingly' if cfg.auto_scale_lr.enable else 'not scaled; --auto-scale-lr does that'
-    return f'{said} The recipe has {recipe} images; the learning rate is {scaled}.'
+        return f'{said}. As in the recipe.'
+    how = 'scaled accordingly' if scaled else 'not scaled; --auto-scale-lr does that'
+    return f'{said}. The recipe has {recipe} images; the learning rate is {how}.'

@@ -1,9 +1,15 @@
-"""Runs that stop at a file that went bad under way, with its name and the reason, instead of a worker's traceback."""
+"""Runs that stop at a file that went bad under way, with its name and the reason, instead of a worker's traceback.
 
-from pathlib import Path
+Every file is read once: the loaders of a pipeline read through backends of MMEngine that look at what they hand on.
+"""
 
+from collections.abc import Iterator
+
+import mmengine.fileio as fileio
 import numpy as np
-from mmengine.dataset import Compose
+from mmcv.transforms import BaseTransform, LoadAnnotations, LoadImageFromFile
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.datasets import BaseSegDataset
 
 from ..utils.errors import UserError, first_line, printable
@@ -22,15 +28,71 @@ class SampleError(UserError):
         super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
 
 
+class _CheckingBackend(BaseStorageBackend):
+    """Reads as another backend does, and refuses what is not to be loaded.
+
+    Args:
+        inner: ``backend_args`` of the other backend; None means by the path.
+    """
+
+    def __init__(self, inner: dict | None = None) -> None:
+        self.inner = inner
+
+    def get(self, filepath: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            Exception: it cannot be read, or is refused.
+        """
+        content = fileio.get(filepath, self.inner)
+        self.check(filepath, content)
+        return content
+
+    def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
+        """As the other backend does; texts are not checked."""
+        return fileio.get_text(filepath, encoding, self.inner)
+
+    def check(self, path: str, content: bytes) -> None:
+        """Raise if the content is not to be loaded."""
+        raise NotImplementedError
+
+
+@register_backend('checked_image')
+class CheckedImageBackend(_CheckingBackend):
+    """Refuses images that OpenCV would fill with grey."""
+
+    def check(self, path: str, content: bytes) -> None:
+        """Refuse a JPEG that lacks its end."""
+        if is_cut_off(content):
+            raise ValueError('truncated')
+
+
+@register_backend('checked_labels')
+class CheckedLabelsBackend(_CheckingBackend):
+    """Refuses annotations that the loader would squeeze into something else."""
+
+    def check(self, path: str, content: bytes) -> None:
+        """See :func:`check_pixels`."""
+        check_pixels(path, content)
+
+
+CHECKS = {LoadImageFromFile: 'checked_image', LoadAnnotations: 'checked_labels'}
+"""The backend through which each kind of loader reads."""
+
+
 class GuardedPipeline:
     """A pipeline that says which file is at fault when no sample comes out of it, or one with labels of no class.
 
     Args:
-        dataset: Whose pipeline this is.
+        dataset: Whose pipeline this is; its loaders are changed in place.
     """
 
-    def __init__(self, dataset: object) -> None:
+    def __init__(self, dataset: BaseDataset) -> None:
         self.pipeline: Compose = dataset.pipeline
+        for step in _steps(self.pipeline):
+            for kind, backend in CHECKS.items():
+                if isinstance(step, kind) and (step.backend_args or {}).get('backend') != backend:
+                    step.backend_args = dict(backend=backend, inner=step.backend_args)
         self.num_classes = len(dataset.metainfo.get('classes') or ())
         self.segmentation = isinstance(dataset, BaseSegDataset)
 
@@ -48,11 +110,6 @@ class GuardedPipeline:
 
     def _run(self, data: dict | None) -> dict | None:
         """As mmengine's Compose does, with a look at the labels when they are loaded."""
-        path = Path(data.get('img_path') or '')
-        if path.suffix.lower() in ('.jpg', '.jpeg') and is_cut_off(path.read_bytes()):
-            raise ValueError('truncated')
-        if data.get('seg_map_path'):
-            check_pixels(data['seg_map_path'])
         looked = not self.segmentation
         for transform in self.pipeline.transforms:
             data = transform(data)
@@ -76,3 +133,11 @@ class GuardedPipeline:
         wrong = [finding.message for finding in rules(info).findings if finding.level == ERROR]
         said = f'{printable(info.get("img_path"))} cannot be prepared: {type(error).__name__}: {first_line(error)}'
         return (wrong or [said])[0] + TO_ALL
+
+
+def _steps(pipeline: Compose | BaseTransform) -> Iterator[BaseTransform]:
+    """All transforms of a pipeline, also inside those that hold others, such as RandomChoice and TestTimeAug."""
+    for name in ('transforms', 'subroutines'):
+        for step in getattr(pipeline, name, ()):
+            yield step
+            yield from _steps(step)

@@ -2,11 +2,13 @@
 
 import copy
 import hashlib
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
@@ -116,7 +118,7 @@ class SampleRules:
         self.load_image = self._loader(dataset, 'LoadImageFromFile')
         self.load_labels = self._loader(dataset, 'LoadAnnotations') if segmentation else None
 
-    def _loader(self, dataset: dict, kind: str) -> object:
+    def _loader(self, dataset: dict, kind: str) -> BaseTransform:
         """The step of the pipeline that loads images or annotations, or the usual one."""
         steps = (step for step in dataset.get('pipeline') or () if str(step.get('type')).endswith(kind))
         return TRANSFORMS.build({'type': kind, **next(steps, {}), '_scope_': self.scope})
@@ -137,7 +139,7 @@ class SampleRules:
             counts = {int(info['gt_label']): 1} if 'gt_label' in info else {}
             return Sample(info, findings, size, counts, digest)
         try:
-            findings += check_pixels(info['seg_map_path'])
+            findings += check_pixels(info['seg_map_path'], _read(info['seg_map_path']))
             labels = self._load(self.load_labels, info, 'seg_map_path', 'gt_seg_map')
             counts, more = self._check_labels(labels, info, size)
             findings += more
@@ -148,17 +150,14 @@ class SampleRules:
     @staticmethod
     def _check_file(path: str) -> bytes:
         """Digest of a file that is not empty and not cut off."""
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise _Refused('unreadable', path, f'cannot be read: {error.strerror}.') from None
+        content = _read(path)
         if not content or is_cut_off(content):
             why = 'truncated; its end is missing' if content else 'an empty file'
             raise _Refused('unreadable', path, f'cannot be read: {why}.')
         return hashlib.blake2b(content, digest_size=16).digest()
 
     @staticmethod
-    def _load(loader: object, info: dict, key: str, result: str) -> np.ndarray:
+    def _load(loader: BaseTransform, info: dict, key: str, result: str) -> np.ndarray:
         try:
             return loader(copy.deepcopy(info))[result]
         except Exception as error:  # a damaged file can fail in any way
@@ -202,14 +201,29 @@ class _Refused(Exception):
         self.finding = Finding(kind, path, f'{printable(path)} {reason}')
 
 
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise _Refused('unreadable', path, f'cannot be read: {error.strerror}.') from None
+
+
 def _size(shape: tuple[int, int]) -> str:
     return f'{shape[0]} × {shape[1]} (height × width)'
 
 
-def check_pixels(path: str) -> list[Finding]:
-    """What is worth saying of the pixels in an annotation, which the loader squeezes into two dimensions and 8 bits."""
+def check_pixels(path: str, content: bytes) -> list[Finding]:
+    """What is worth saying of the pixels in an annotation, which the loader squeezes into two dimensions and 8 bits.
+
+    Args:
+        path: Of the file, for the messages.
+        content: Of the file.
+
+    Raises:
+        Exception: it is not to be loaded at all.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             if 1 in image.size:
                 why = 'is one pixel high or wide, which LoadAnnotations does not take. Leave it out, or pad it.'
                 raise _Refused('channels', path, why)
@@ -246,4 +260,4 @@ def is_cut_off(content: bytes) -> bool:
     while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] != 0xDA:
         filling = content[place + 1] == 0xFF
         place += 1 if filling else 2 + int.from_bytes(content[place + 2 : place + 4], 'big')
-    return content.find(b'\xff\xd9', place) < 0
+    return content.rfind(b'\xff\xd9', place) < 0  # from the end, where it nearly always is

@@ -1,16 +1,22 @@
-"""What a run needs, looked for before anything is built or written: data, weights to start from, checkpoints."""
+"""What a run needs, looked for before anything is built or written: data, weights to start from, checkpoints.
+
+The network that the checks compare with has no values (:func:`models.builder.build_skeleton`). Building it takes up to
+seconds, so a run builds it once and hands it to each check.
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from mmengine.config import Config
+from torch import nn
 
 from ..datasets.listing import check_before_run, leaves
-from ..models.builder import build_skeleton
+from ..models.builder import build_skeleton, drop_pretrained
 from ..models.deployable_model import DeployableModel
-from ..models.pretrained import pretrained_files, read_pretrained
+from ..models.pretrained import StrictlyPretrained, pretrained_files, read_pretrained
 from ..models.state_dict import ConversionError
 from ..utils.errors import UserError
-from ..weights.checkpoint import find_newest_checkpoint, read_checkpoint
+from ..weights.checkpoint import CheckpointError, read_checkpoint, read_newest_checkpoint
 from ..weights.releases import find_checkpoint
 from .config import is_segmentor, point_at_data
 
@@ -18,49 +24,34 @@ TRAINING_STATE = ('optimizer', 'message_hub')
 """What a checkpoint holds beside the weights if training can go on from it."""
 
 
-def choose_weights(cfg: Config, resume: str | None) -> None:
-    """Decide what training starts from, and make sure that it is there and fits.
+@dataclass
+class Start:
+    """The checkpoint that a run begins with, as the checks have read it."""
+
+    path: str
+    content: dict | None
+    damaged: list[CheckpointError] = field(default_factory=list)
+    """What is wrong with the newer ones in the work dir."""
+
+    def take(self) -> dict:
+        """The content, which is kept here no longer: it may be larger than the network."""
+        content, self.content = self.content, None
+        return content
+
+
+def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str], skeleton: nn.Module | None = None) -> None:
+    """Point the datasets of ``splits`` at ``data_root``, or at where the config's own is found, and check them.
 
     Args:
         cfg: Of the run; changed in place.
-        resume: See :func:`train`; the config's own ``resume`` counts where it is None.
-
-    Raises:
-        UserError: a file is missing, does not fit, or holds no training state to go on from.
-    """
-    if resume is None and cfg.get('resume'):
-        resume = cfg.get('load_from') or 'auto'
-    if resume == 'auto':
-        # None where there is nothing to resume yet: a fresh start.
-        resume = find_newest_checkpoint(cfg.work_dir)
-    cfg.resume = resume is not None
-    if cfg.resume:
-        cfg.load_from = resume
-    if not cfg.get('load_from'):
-        check_pretrained(cfg)
-        return
-    cfg.load_from = str(find_checkpoint(cfg.load_from))
-    checkpoint = check_checkpoint(cfg, cfg.load_from, other_classes=not cfg.resume)
-    missing = [key for key in TRAINING_STATE if key not in checkpoint]
-    if cfg.resume and missing:
-        raise UserError(
-            f'{cfg.load_from} holds weights, but no {" and no ".join(missing)} to go on from.\n'
-            f'  To start a new run from these weights: --cfg-options load_from={cfg.load_from}'
-        )
-    # All weights come from there: no need for the ImageNet file.
-    cfg.model.backbone.init_cfg = None
-    if not cfg.resume:
-        # The segmentor loads them itself, with another classifier if need be.
-        cfg.model.init_cfg, cfg.load_from = dict(type='Pretrained', checkpoint=cfg.load_from), None
-
-
-def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> None:
-    """Point the datasets of ``splits`` at ``data_root``, or at where the config's own is found, and check them.
+        data_root: Folder of the dataset; None means the config's.
+        splits: Such as ``'train'``.
+        skeleton: The network of ``cfg``; None means that it is yet to be built.
 
     Raises:
         UserError: there are no images, images without an annotation, or annotations for other classes.
     """
-    num_classes = build_skeleton(cfg.model).num_classes
+    num_classes = (skeleton or build_skeleton(cfg.model)).num_classes
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in leaves(loader.dataset) if loader else ():
@@ -68,24 +59,75 @@ def set_data_root(cfg: Config, data_root: str | None, splits: Iterable[str]) -> 
             check_before_run(dataset, split, num_classes, is_segmentor(cfg))
 
 
-def check_pretrained(cfg: Config) -> None:
-    """Make sure that the weights to start from are there and fit, before anything is built or written.
+def choose_weights(cfg: Config, resume: str | None, skeleton: nn.Module | None = None) -> Start | None:
+    """Decide what training starts from, and make sure that it is there and fits.
+
+    Args:
+        cfg: Of the run; changed in place.
+        resume: See :func:`train`; the config's own ``resume`` counts where it is None.
+        skeleton: The network of ``cfg``; None means that it is yet to be built.
+
+    Returns:
+        The checkpoint that training goes on from; None at a fresh start.
+
+    Raises:
+        UserError: a file is missing, does not fit, or holds no training state to go on from.
+    """
+    skeleton = skeleton or build_skeleton(cfg.model)
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    if resume == 'auto':
+        # None where there is nothing to resume yet: a fresh start.
+        newest = read_newest_checkpoint(cfg.work_dir)
+        start = newest and Start(str(newest.path), newest.content, newest.damaged)
+    else:
+        start = _read(resume) if resume else None
+    cfg.resume = start is not None
+    if start:
+        check_fit(skeleton, start.path, start.content)
+        missing = [key for key in TRAINING_STATE if key not in start.content]
+        if missing:
+            raise UserError(
+                f'{start.path} holds weights, but no {" and no ".join(missing)} to go on from.\n'
+                f'  To start a new run from these weights: --cfg-options load_from={start.path}'
+            )
+        drop_pretrained(cfg.model)  # all weights come from the checkpoint
+        cfg.load_from = start.path
+    elif cfg.get('load_from'):
+        weights = _read(cfg.load_from)
+        check_fit(skeleton, weights.path, weights.content, other_classes=True)
+        drop_pretrained(cfg.model)
+        # The segmentor loads them itself, with another classifier if need be.
+        cfg.model.init_cfg, cfg.load_from = dict(type='Pretrained', checkpoint=weights.path), None
+    else:
+        check_pretrained(skeleton)
+    return start
+
+
+def _read(checkpoint: str) -> Start:
+    path = find_checkpoint(checkpoint)
+    return Start(str(path), read_checkpoint(path))
+
+
+def check_pretrained(skeleton: nn.Module) -> None:
+    """Make sure that the weights to start from are there and fit; those of another backbone are mmengine's to load.
 
     Raises:
         UserError: no such file, or one that does not fit.
     """
-    backbone = build_skeleton(cfg.model).backbone
-    for checkpoint in pretrained_files(backbone.init_cfg):
-        read_pretrained(backbone, checkpoint)
+    backbone = skeleton.backbone
+    if isinstance(backbone, StrictlyPretrained):
+        for checkpoint in pretrained_files(backbone.init_cfg):
+            read_pretrained(backbone, checkpoint)
 
 
-def check_checkpoint(cfg: Config, checkpoint: str, other_classes: bool = False) -> dict:
+def check_checkpoint(cfg: Config, checkpoint: str, skeleton: nn.Module | None = None) -> dict:
     """Make sure that a checkpoint fits the network of a config, before anything is built or written.
 
     Args:
         cfg: Of the network.
         checkpoint: Path or address.
-        other_classes: Whether it may be for another number of classes.
+        skeleton: The network of ``cfg``; None means that it is yet to be built.
 
     Returns:
         What the file holds.
@@ -94,14 +136,28 @@ def check_checkpoint(cfg: Config, checkpoint: str, other_classes: bool = False) 
         UserError: it cannot be read, or does not fit.
     """
     content = read_checkpoint(find_checkpoint(checkpoint))
-    model = build_skeleton(cfg.model)
-    if not isinstance(model, DeployableModel):
+    check_fit(skeleton or build_skeleton(cfg.model), checkpoint, content)
+    return content
+
+
+def check_fit(skeleton: nn.Module, path: str, content: dict, other_classes: bool = False) -> None:
+    """Make sure that the content of a checkpoint fits a network.
+
+    Args:
+        skeleton: The network.
+        path: Of the checkpoint, for the message.
+        content: What it holds.
+        other_classes: Whether it may be for another number of classes.
+
+    Raises:
+        UserError: it does not fit, or the network would not notice.
+    """
+    if not isinstance(skeleton, DeployableModel):
         raise UserError(
-            f'model.type is {type(model).__name__}, which would load weights that do not fit and only log it. '
+            f'model.type is {type(skeleton).__name__}, which would load weights that do not fit and only log it. '
             'Use FastEncoderDecoder, which refuses them and gives the same label maps, or RecNeXtClassifier.'
         )
     try:
-        model.fit(content, other_classes)
+        skeleton.fit(content, other_classes)
     except ConversionError as error:
-        raise ConversionError(f'{checkpoint}: {error}') from None
-    return content
+        raise ConversionError(f'{path}: {error}') from None

@@ -64,10 +64,49 @@ def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> 
     return cfg
 
 
-def add_hook(cfg: Config, kind: str, **arguments: object) -> None:
+def add_hook(cfg: Config, kind: str, **arguments: str | bool) -> None:
     """Add a hook to a config, in the place of one of its kind that the config may have for mmseg's own tools."""
     others = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != kind]
     cfg.custom_hooks = [*others, dict(type=kind, **arguments)]
+
+
+def show_pictures(cfg: Config, show: bool, folder: str | None, wait_time: float) -> None:
+    """Have a test draw every image, in a window or into a folder; in place.
+
+    Args:
+        cfg: Of the test.
+        show: Open a window for each picture.
+        folder: Where the pictures go; None means nowhere.
+        wait_time: Seconds that each window stays.
+    """
+    segmentor = is_segmentor(cfg)
+    kind, drawing = ('SegVisualizationHook', dict(draw=True)) if segmentor else ('VisualizationHook', dict(enable=True))
+    hook = cfg.setdefault('default_hooks', ConfigDict()).get('visualization') or dict(type=kind)
+    cfg.default_hooks.visualization = {**hook, **drawing, 'interval': 1, 'show': show, 'wait_time': wait_time}
+    if folder and not segmentor:
+        cfg.default_hooks.visualization.out_dir = folder
+    elif folder:
+        visualizer = cfg.get('visualizer') or dict(type='SegLocalVisualizer')
+        if visualizer['type'] == 'SegLocalVisualizer':  # takes the same arguments, and shows the image as well
+            visualizer = {**visualizer, 'type': 'SegPanelVisualizer'}
+        place = 'picture_dir' if visualizer['type'] == 'SegPanelVisualizer' else 'save_dir'
+        cfg.visualizer = {**visualizer, place: folder}
+
+
+def average_augmented(cfg: Config) -> None:
+    """Have a test average over the scales and flips of the config; in place.
+
+    Raises:
+        UserError: the config names none.
+    """
+    if not cfg.get('tta_pipeline'):
+        raise UserError(
+            'The config has no tta_pipeline, which --tta needs: a test pipeline with TestTimeAug '
+            "(as in mmseg's configs/_base_/datasets/ade20k.py)."
+        )
+    for dataset in leaves(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**(cfg.get('tta_model') or dict(type='SegTTAModel')), module=cfg.model)
 
 
 def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:

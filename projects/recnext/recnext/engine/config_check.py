@@ -6,7 +6,7 @@ By general rules: the constructors say which names they take, and the network, w
 import difflib
 import inspect
 import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from mmengine.registry import (
     OPTIM_WRAPPERS,
     OPTIMIZERS,
     PARAM_SCHEDULERS,
+    TASK_UTILS,
     TRANSFORMS,
     VISBACKENDS,
     VISUALIZERS,
@@ -48,14 +49,22 @@ OTHERS = (
 
 REGISTRIES = (
     MODELS, DATASETS, TRANSFORMS, DATA_SAMPLERS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, HOOKS, METRICS,
-    EVALUATOR, VISUALIZERS, VISBACKENDS, LOOPS,
+    EVALUATOR, VISUALIZERS, VISBACKENDS, LOOPS, TASK_UTILS,
 )  # fmt: skip
+
+SINGLE_HEADED = ('FastEncoderDecoder', 'RecNeXtEncoderDecoder')
 
 ALIKE = 0.8
 """How alike two names are, of 1, for one to be taken for a misspelling of the other."""
 
 LARGE = 256
 """Height and width of images that every network takes; divisible by all strides."""
+
+OF_OTHER_LIBRARIES = frozenset(('Albu',))
+"""Parts whose own parts no registry of MMEngine has."""
+
+Maker = type | Callable[..., object]
+"""What a registry holds: classes, and some functions."""
 
 EVERYWHERE = frozenset(('type', '_scope_', '_delete_'))
 BESIDE = {
@@ -77,6 +86,7 @@ def check_keys(cfg: Config) -> None:
         meant = None if key in RUNNER_KEYS else _similar(key, RUNNER_KEYS)
         if meant:
             raise UserError(f'The config has {key}, which nothing reads; did you mean {meant}?')
+    _check_heads(cfg.get('model') or {})
     scope = cfg.get('default_scope') or 'mmengine'
     for key in (*OTHERS, *LOADERS, *LOOP_KEYS):
         value = cfg.get(key)
@@ -94,6 +104,16 @@ def check_keys(cfg: Config) -> None:
     _check_optimizer(cfg)
 
 
+def _check_heads(model_cfg: dict) -> None:
+    """Refuse several heads where one is expected: only the word for the segmentor has been changed."""
+    heads, kind = model_cfg.get('decode_head'), model_cfg.get('type')
+    if kind in SINGLE_HEADED and isinstance(heads, list | tuple):
+        raise UserError(
+            f'model.decode_head has {len(heads)} heads, one after the other, and {kind} takes one. Cascades '
+            "(CascadeEncoderDecoder) train and test with mmseg's own tools."
+        )
+
+
 def _check_node(node: object, path: str, scope: str) -> None:
     """Check a part of a config and all parts in it."""
     if isinstance(node, list | tuple):
@@ -104,6 +124,8 @@ def _check_node(node: object, path: str, scope: str) -> None:
     scope = node.get('_scope_') or scope
     if isinstance(node.get('type'), str):
         _check_arguments(_find_class(node['type'], path, scope), node, path, _beside(path))
+        if node['type'] in OF_OTHER_LIBRARIES:
+            return
     for key, part in node.items():
         # Norms, activations and the like are built in ways of their own, and the model's train_cfg is free.
         if not key.endswith('_cfg'):
@@ -115,7 +137,7 @@ def _beside(path: str) -> frozenset[str]:
     return BESIDE.get('hooks' if place.endswith('_hooks') else place, frozenset())
 
 
-def _find_class(name: str, path: str, scope: str) -> object:
+def _find_class(name: str, path: str, scope: str) -> Maker:
     """What a ``type`` stands for.
 
     Raises:
@@ -143,7 +165,7 @@ class Accepted(NamedTuple):
     """Whether it takes others as well, and hands them on or drops them."""
 
 
-def _accepted(made: object) -> Accepted:
+def _accepted(made: Maker) -> Accepted:
     """The arguments of a class or function, and those of the classes above that its ``**kwargs`` may reach."""
     above = made.__mro__ if inspect.isclass(made) else ()
     makers = [vars(part)['__init__'] for part in above if '__init__' in vars(part)]
@@ -157,7 +179,7 @@ def _accepted(made: object) -> Accepted:
     return Accepted(parameters, True)
 
 
-def _check_arguments(made: object, node: dict, path: str, beside: frozenset[str]) -> None:
+def _check_arguments(made: Maker, node: dict, path: str, beside: frozenset[str]) -> None:
     accepted = _accepted(made)
     names = {name for name in accepted.parameters if name not in ('self', 'args', 'kwargs')} | beside
     for key, value in node.items():
@@ -207,13 +229,14 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f' Did you mean {meant}?' if meant else ''
 
 
-def check_parts_fit(cfg: Config, segmentation: bool, processes: int = 1) -> None:
+def check_parts_fit(cfg: Config, segmentation: bool, processes: int = 1, skeleton: nn.Module | None = None) -> None:
     """Make sure that the parts of the network fit together, and that a batch of training goes through it.
 
     Args:
         cfg: Of the run, whose training set has been checked.
         segmentation: Whether its model is a segmentor.
         processes: That compute the statistics of norms together.
+        skeleton: The network of ``cfg``; None means that it is yet to be built.
 
     Raises:
         UserError: naming the setting that does not fit.
@@ -225,15 +248,24 @@ def check_parts_fit(cfg: Config, segmentation: bool, processes: int = 1) -> None
     padded = tuple(build_preprocessor(cfg, segmentation)(given, segmentation)['inputs'].shape[-2:])
     crops = [step.crop_size for step in dataset.pipeline.transforms if type(step).__name__ == 'RandomCrop']
     crop = crops[0] if crops and not isinstance(crops[0], int) else (*crops, *crops, *padded)[:2]
-    model = build_skeleton(cfg.model).train()
+    model = (skeleton or build_skeleton(cfg.model)).train()
     if min(crop) < LARGE:
-        stride = round(LARGE / model.backbone(torch.empty(2, 3, LARGE, LARGE, device='meta'))[-1].shape[-2])
+        stride = _largest_stride(model.backbone)
         if min(crop) < stride:
             raise UserError(
                 f'Training cuts images to {crop[0]} × {crop[1]}, and a cell of the last feature map stands for '
                 f'{stride} × {stride} pixels. Set crop_size in train_dataloader.dataset.pipeline to {stride} or more.'
             )
     _pass(model, cfg.train_dataloader.get('batch_size', 1) * processes, padded)
+
+
+def _largest_stride(backbone: nn.Module) -> int:
+    """Pixels to a cell of a backbone's coarsest feature map, to a side; 0 where that cannot be found out."""
+    try:
+        maps = backbone(torch.empty(2, 3, LARGE, LARGE, device='meta'))
+    except Exception:  # _pass says what is wrong with it
+        return 0
+    return round(LARGE / min(one.shape[-2] for one in maps))
 
 
 def _pass(model: nn.Module, batch: int, size: tuple[int, int]) -> None:
@@ -243,9 +275,16 @@ def _pass(model: nn.Module, batch: int, size: tuple[int, int]) -> None:
         try:
             out = part(given)
         except Exception as error:
+            if _wants_values(error):
+                return
             raise UserError(_misfit(name, part, before, given, size, error)) from None
         if name in ('backbone', 'neck'):
             given, before = out, f'model.{name}'
+
+
+def _wants_values(error: Exception) -> bool:
+    """Whether a part failed because tensors without values went in: it reads a number off one, as some heads do."""
+    return isinstance(error, RuntimeError) and 'meta' in str(error).lower()
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -257,7 +296,14 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _misfit(name: str, part: nn.Module, before: str, given: object, size: tuple[int, int], error: Exception) -> str:
+def _misfit(
+    name: str,
+    part: nn.Module,
+    before: str,
+    given: torch.Tensor | Sequence[torch.Tensor],
+    size: tuple[int, int],
+    error: Exception,
+) -> str:
     maps = list(given) if isinstance(given, list | tuple) else [given]
     if 'more than 1 value per channel' in str(error):
         return (

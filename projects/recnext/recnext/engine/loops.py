@@ -1,11 +1,9 @@
 """Training that goes on where it was stopped, bit for bit; :mod:`datasets.seeded` has the samples for it."""
 
-from collections.abc import Iterator
-
 import torch
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from ..datasets.seeded import ResumableSampler, seed_generators
@@ -22,7 +20,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         UserError: the sampler of the dataloader is not a :class:`ResumableSampler`.
     """
 
-    def __init__(self, runner: object, dataloader: dict, **kwargs: object) -> None:
+    def __init__(self, runner: Runner, dataloader: dict, **kwargs: object) -> None:
         sampler = dataloader['sampler']['type']
         if sampler not in ('ResumableSampler', ResumableSampler):
             raise UserError(
@@ -32,28 +30,25 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         super().__init__(runner, {**dataloader, 'dataset': seeded}, **kwargs)
 
     def run(self) -> torch.nn.Module:
-        """Train to the end; see :meth:`IterBasedTrainLoop.run`."""
-        iteration = self._iter
-        if iteration:
-            sampler = self.dataloader.sampler
-            sampler.start = iteration * self.dataloader.batch_size
-            self.dataloader_iterator = _AlreadyThere(_InfiniteDataloaderIterator(self.dataloader), iteration)
-        return super().run()
+        """Train to the end, as :meth:`IterBasedTrainLoop.run` does, but starting the data where they are needed."""
+        runner = self.runner
+        runner.call_hook('before_train')
+        runner.call_hook('before_train_epoch')
+        if self._iter:
+            self.dataloader.sampler.start = self._iter * self.dataloader.batch_size
+            self.dataloader_iterator = _InfiniteDataloaderIterator(self.dataloader)
+        while self._iter < self._max_iters and not self.stop_training:
+            runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+            if runner.val_loop is not None and self._iter >= self.val_begin and due:
+                runner.val_loop.run()
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
 
     def run_iter(self, data_batch: dict) -> None:
+        """Train on one batch; what is random about it depends on the iteration alone."""
         seed_generators(self.runner.seed, self._iter, get_rank())
         super().run_iter(data_batch)
-
-
-class _AlreadyThere:
-    """Answers the batches that mmengine's loop asks for only to skip them; then the real ones."""
-
-    def __init__(self, iterator: Iterator, skipped: int) -> None:
-        self.iterator = iterator
-        self.skipped = skipped
-
-    def __next__(self) -> dict | None:
-        if self.skipped:
-            self.skipped -= 1
-            return None
-        return next(self.iterator)

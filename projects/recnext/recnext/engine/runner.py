@@ -1,19 +1,25 @@
-"""MMEngine's Runner, which names a file that is at fault and records evaluations."""
+"""MMEngine's Runner, which names a file that is at fault, records evaluations and reads no checkpoint twice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmengine.config import Config
-from mmengine.dataset import Compose
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from torch.utils.data import DataLoader, Dataset
 
 from ..datasets.guarded_pipeline import GuardedPipeline
+from .checks import Start
 from .hooks.evaluation_record import EvaluationRecordHook
 from .hooks.gather import GatherInWorkDirHook
 
 
 class GuardedRunner(Runner):
     """mmengine's Runner, with a :class:`GuardedPipeline` in every dataset that it builds."""
+
+    start: Start | None = None
+    """The checkpoint that the config names in ``load_from``, if it has been read."""
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args: object, **kwargs: object) -> DataLoader:
@@ -24,8 +30,26 @@ class GuardedRunner(Runner):
                 dataset.pipeline = GuardedPipeline(dataset)
         return loader
 
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = False,
+        revise_keys: list[tuple[str, str]] = [(r'^module.', '')],
+    ) -> dict:
+        """As :meth:`Runner.load_checkpoint`, which would read the file of :attr:`start` again."""
+        if self.start is None or self.start.content is None or filename != self.start.path:
+            return super().load_checkpoint(filename, map_location, strict, revise_keys)
+        content = self.start.take()
+        self.call_hook('after_load_checkpoint', checkpoint=content)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        _load_checkpoint_to_model(model, content, strict, revise_keys=revise_keys)
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return content
 
-def _innermost(dataset: object) -> Iterator[object]:
+
+def _innermost(dataset: Dataset) -> Iterator[BaseDataset]:
     """The datasets with a pipeline inside wrappers such as ConcatDataset, RepeatDataset and SeededDataset."""
     inside = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     for part in inside:
@@ -35,9 +59,18 @@ def _innermost(dataset: object) -> Iterator[object]:
         yield dataset
 
 
-def build_runner(cfg: Config) -> GuardedRunner:
-    """The Runner of a config, with the hooks that every run here has."""
+def build_runner(cfg: Config, start: Start | None = None) -> GuardedRunner:
+    """The Runner of a config, with the hooks that every run here has.
+
+    Args:
+        cfg: Of the run.
+        start: The checkpoint of ``cfg.load_from``, if it has been read; it is let go of when it is loaded.
+    """
+    if cfg.get('visualizer'):
+        # mmengine would hand out that of an earlier run in this process, with its folders, if it has the same name.
+        cfg.visualizer.pop('name', None)
     runner = GuardedRunner.from_cfg(cfg)
+    runner.start = start
     runner.register_hook(GatherInWorkDirHook())
     runner.register_hook(EvaluationRecordHook())
     return runner

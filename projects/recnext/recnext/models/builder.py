@@ -12,6 +12,7 @@ from ..utils.errors import UserError
 from ..utils.paths import CONFIGS
 from .archs import ARCHS
 from .heads import TwoBranchHead
+from .pretrained import pretrained_files, without_pretrained
 from .recnext import RecNeXt
 
 
@@ -23,9 +24,13 @@ def build_skeleton(model_cfg: dict) -> nn.Module:
     """
     init_default_scope('mmseg')
     try:
-        with torch.device('meta'):
-            return MODELS.build(model_cfg)
-    except (TypeError, KeyError, AssertionError) as error:
+        try:
+            with torch.device('meta'):
+                return MODELS.build(copy.deepcopy(model_cfg))  # EncoderDecoder changes what it is built from
+        except RuntimeError:
+            # Swin and others read numbers off a tensor as they are built, and one on this device has none.
+            return MODELS.build(copy.deepcopy(model_cfg)).to('meta')
+    except (TypeError, KeyError, AssertionError, RuntimeError) as error:
         raise UserError(f'The model of the config cannot be built: {error}') from None
 
 
@@ -34,8 +39,21 @@ def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
     init_default_scope('mmseg')
     model_cfg = copy.deepcopy(model_cfg)
     model_cfg.update(changes)
-    model_cfg.backbone.init_cfg = None
+    drop_pretrained(model_cfg)
     return MODELS.build(model_cfg)
+
+
+def drop_pretrained(part: dict) -> None:
+    """Take the files of weights to start from out of a config's ``model``, wherever it names them; in place."""
+    for key, value in part.items():
+        if key == 'pretrained':  # mmseg's older word
+            part[key] = None
+        elif key == 'init_cfg' and pretrained_files(value):
+            part[key] = without_pretrained(value) or None
+        else:
+            for inside in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(inside, dict):
+                    drop_pretrained(inside)
 
 
 def released_model_cfg(arch: str, num_classes: int = 150) -> dict:

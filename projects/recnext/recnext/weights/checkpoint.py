@@ -5,6 +5,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -163,3 +164,37 @@ def numbered_checkpoints(folder: str | Path) -> list[Path]:
 def find_newest_checkpoint(folder: str | Path) -> str | None:
     """The numbered checkpoint of a work dir with the highest number; None if there is none."""
     return next(map(str, numbered_checkpoints(folder)), None)
+
+
+class Newest(NamedTuple):
+    """The newest checkpoint of a work dir that can be read."""
+
+    path: Path
+    content: dict
+    damaged: list[CheckpointError]
+    """What is wrong with the newer ones."""
+
+
+def read_newest_checkpoint(folder: str | Path) -> Newest | None:
+    """Read the numbered checkpoint of a work dir with the highest number, or the next that is whole.
+
+    Returns:
+        It; None where there is none yet.
+
+    Raises:
+        CheckpointError: there are some, and none can be read.
+    """
+    damaged = []
+    for path in numbered_checkpoints(folder):
+        try:
+            return Newest(path, read_checkpoint(path), damaged)
+        except CheckpointError as error:
+            damaged.append(error)
+    if damaged:
+        raise CheckpointError(
+            f'No checkpoint in {folder} can be read:\n  '
+            + '\n  '.join(map(str, damaged))
+            + '\n  Copy a whole one there, '
+            'or name one (--resume CHECKPOINT), or move these away to start from the beginning.'
+        )
+    return None
