@@ -82,7 +82,8 @@ class WarmInterpreter:
             stdin.write(input)
             stdin.seek(0)
             descriptors = [file.fileno() for file in (stdin, stdout, stderr)]
-            socket.send_fds(self.socket, [json.dumps(request).encode()], descriptors)
+            with contextlib.suppress(ConnectionError):  # receive() says why
+                socket.send_fds(self.socket, [json.dumps(request).encode()], descriptors)
             process = self.receive()
             try:
                 self.socket.settimeout(timeout)
@@ -100,11 +101,11 @@ class WarmInterpreter:
             return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
 
     def receive(self) -> int:
-        answer = self.socket.recv(64)
-        if not answer:
-            self.said.seek(0)
-            raise RuntimeError(f'the warm interpreter has ended: {self.said.read().decode()}')
-        return int(answer)
+        with contextlib.suppress(ConnectionError):
+            if answer := self.socket.recv(64):
+                return int(answer)
+        self.said.seek(0)
+        raise RuntimeError(f'the warm interpreter has ended: {self.said.read().decode()}')
 
     def end(self) -> None:
         self.socket.close()

@@ -18,6 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = 'cv2', 'matplotlib.pyplot', 'mmengine.runner', 'mmseg.apis', 'mmpretrain.models', 'timm'
 PACKAGE = 'projects.recnext.recnext'
@@ -81,8 +84,10 @@ def become(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request['env'])
     if 'OMP_NUM_THREADS' in os.environ:
-        sys.modules['torch'].set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-    sys.modules['numpy'].random.seed()
+        torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    # Python's own random numbers begin anew in every fork.
+    np.random.seed()
+    torch.random.default_generator.seed()
     sys.argv = request['argv']
     sys.path[:2] = [str(Path(sys.argv[0]).parent)]
 
