@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.reference import ROOT
-from helpers.tiny import write_tiny, write_tiny_config
+from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, descendants, run_tool
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,11 +51,6 @@ def save(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
     return path
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> tuple[Path, Path]:
-    return write_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

@@ -1,20 +1,20 @@
 """Core ML and ONNX: what is saved, read back and executed, is what PyTorch computes; what is wrong is caught."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-import coremltools as ct
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from coremltools.converters.mil import Builder as mb
 from helpers.networks import randomise_norms
 from helpers.reference import ROOT, config_of, read_layout
+from helpers.strength import examples
 from helpers.tools import assert_user_error, run_tool
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,6 +35,13 @@ from projects.recnext.recnext.export.onnx import export_onnx
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.models.builder import build_without_weights
 from projects.recnext.recnext.utils.errors import UserError
+
+ct = pytest.importorskip('coremltools')
+mb = pytest.importorskip('coremltools.converters.mil').Builder
+
+needs_onnx = pytest.mark.skipif(
+    None in map(importlib.util.find_spec, onnx_export.PACKAGES), reason=f'needs {", ".join(onnx_export.PACKAGES)}'
+)
 
 MIXERS = ('conv', 'attn')
 SIZE = (64, 128)
@@ -206,7 +213,7 @@ def flip_align_corners(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize('spoil', [leave_out_normalisation, swap_channels, change_one_weight, flip_align_corners])
-@pytest.mark.parametrize('export', [export_coreml, export_onnx])
+@pytest.mark.parametrize('export', [export_coreml, pytest.param(export_onnx, marks=needs_onnx)])
 def test_a_broken_export_is_caught(tiny_m, tmp_path, monkeypatch, spoil, export):
     module = coreml if export is export_coreml else onnx_export
 
@@ -284,7 +291,7 @@ def test_sixteen_bits_are_rounded_after_every_operation(tmp_path):
     assert (result == 0).all() or (result == 2).all()  # 2048.75 lies between 2048 and 2050
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_resizes_by_whole_factors_are_those_of_pytorch(height, width, factor):
     x = torch.arange(2.0 * height * width).reshape(1, 2, height, width)
@@ -312,8 +319,7 @@ def test_exporting_changes_nothing_in_the_model(tiny_m):
 @pytest.fixture(scope='module')
 def any_onnx(tiny, tmp_path_factory) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A tiny segmentor for batches of any size, in onnxruntime."""
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip('onnxruntime')
     out = tmp_path_factory.mktemp('onnx') / 'tiny.onnx'
     table = export_onnx(*tiny, out=str(out), output='both', benchmark=True, cfg_options=dict(crop_size=(128, 160)))
     assert 'onnxruntime' in table and 'PyTorch' in table and '100.000 %' in table
@@ -331,6 +337,7 @@ def test_one_onnx_file_takes_batches_of_any_size(tiny, any_onnx, size):
         assert np.array_equal(found, labels_of(*tiny, image))
 
 
+@needs_onnx
 @pytest.mark.parametrize('part', ['segmentor', 'backbone'])
 def test_onnx_of_one_size(tiny, tmp_path, part):
     table = export_onnx(*tiny, out=str(tmp_path / 'a.onnx'), part=part, size=[(96, 160)])
@@ -350,7 +357,7 @@ def test_onnx_says_what_is_missing(tiny_m, tmp_path, monkeypatch):
         ('m3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp16']),
         ('m3', 'export_coreml', 'a.mlmodel', ['--precision', 'fp32', '--format', 'neuralnetwork']),
         ('a3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp32']),
-        ('m3', 'export_onnx', 'a.onnx', []),
+        pytest.param('m3', 'export_onnx', 'a.onnx', [], marks=needs_onnx),
     ],
 )
 def test_released_variants_on_real_images(arch, tool, name, options, real_m3, formula_weights, ade20k_sample, tmp_path):
@@ -377,7 +384,7 @@ def test_a_checkpoint_that_does_not_fit(real_m3, tmp_path):
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize('export', [export_coreml, export_onnx])
+@pytest.mark.parametrize('export', [export_coreml, pytest.param(export_onnx, marks=needs_onnx)])
 def test_two_classes_told_apart_by_one_map(tiny_m, tmp_path, export):
     config = tmp_path / 'binary.py'
     config.write_text(f"""

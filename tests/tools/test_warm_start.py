@@ -83,7 +83,7 @@ def test_starts_as_in_a_new_interpreter(script, tmp_path):
 
 
 def test_what_an_interpreter_reads_at_its_start_is_refused(script):
-    with pytest.raises(AssertionError, match='PYTHONPATH.*fresh=True'):
+    with pytest.raises(AssertionError, match=r'PYTHONPATH.*fresh=True'):
         run_warm(script('pass'), env={**os.environ, 'PYTHONPATH': '/elsewhere'})
 
 
