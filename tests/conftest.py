@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-# Under pytest-xdist two processes share the two cores. Read where torch is imported, here and in what is started.
-os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
+# Read where torch is imported, here and in what is started. Tests share the cores with one another, and with others:
+# the threads of one would wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch

@@ -634,9 +634,9 @@ def test_what_a_killed_process_left_is_removed(tiny, photos, tmp_path):
     assert not dead.exists() and (alive / 'half').exists() and (elsewhere / 'half').exists()
 
 
-def test_killed_at_random_and_started_again(request, tiny, tmp_path):
+def test_killed_at_random_and_started_again(full, tiny, tmp_path):
     """SIGKILL, again and again; in the end every output is there once, and equal to those of a run without."""
-    number, kills = request.config.getoption('--images'), request.config.getoption('--kills')
+    number, kills = (2000, 20) if full else (150, 2)
     rng, root, out = random.Random(0), tmp_path / 'photos', tmp_path / 'out'
     for k in range(number):
         save(root / f'{k % 7}' / f'{k // 7}.png', scene(k % 50, 32, 32) ^ np.uint8(k // 50))

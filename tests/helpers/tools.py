@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.reference import ROOT
@@ -120,6 +122,19 @@ def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:
     assert len(message.splitlines()) <= 15, message
     for word in words:
         assert word in message, message
+
+
+def is_running(process: int) -> bool:
+    state = subprocess.run(['ps', '-o', 'stat=', '-p', str(process)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith('Z')
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what has to happen, however slow the machine is; it has failed to after minutes."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, 'this has not happened'
+        time.sleep(0.05)
 
 
 def descendants(ancestor: int) -> list[int]:

@@ -5,13 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers.reference import ROOT
 from helpers.tiny import write_tiny
-from helpers.tools import WarmInterpreter, run_tool, warm_interpreter
+from helpers.tools import WarmInterpreter, is_running, run_tool, wait_until, warm_interpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='command lines are forked on Linux alone')
 
@@ -145,12 +144,10 @@ def test_processes_and_threads_can_be_started(script):
     assert result.stdout == '[[0, 1], [2, 3], [4, 5]]\n[0, 2, 4, 6]\n[0, 2, 4, 6]\ntensor(True) 2\n'
 
 
-def test_a_timeout_ends_the_process(script, tmp_path):
-    endless = f'import os, time; open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid())); time.sleep(600)'
+def test_a_timeout_ends_the_process(script):
     with pytest.raises(subprocess.TimeoutExpired):
-        # As long as it takes to write the file.
-        warm_interpreter().run([str(script(endless))], 5)
-    assert not running((tmp_path / 'pid').read_text())
+        run_warm(script('import time; time.sleep(3600)'), timeout=0.1)
+    # It would not begin before the other has ended.
     assert run_warm(script('print(1)')).stdout == '1\n'
 
 
@@ -165,21 +162,11 @@ warm_interpreter().run([sys.argv[3], sys.argv[4]], 600)
     endless.write_text('import os, sys, time; open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(600)')
     command = [sys.executable, script(code), ROOT / 'tests', ROOT, endless, tmp_path / 'pid']
     client = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    interpreter = client.stdout.readline()
-    while not (tmp_path / 'pid').exists() or not (tmp_path / 'pid').read_text():
-        assert client.poll() is None
-        time.sleep(0.1)
+    interpreter = int(client.stdout.readline())
+    wait_until(lambda: (tmp_path / 'pid').exists() and (tmp_path / 'pid').read_text())
     client.kill()
     client.communicate()
-    while running(interpreter) or running((tmp_path / 'pid').read_text()):
-        time.sleep(0.1)
-
-
-def running(process: str) -> bool:
-    try:
-        return Path(f'/proc/{process.strip()}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    wait_until(lambda: not is_running(interpreter) and not is_running(int((tmp_path / 'pid').read_text())))
 
 
 def test_an_interpreter_that_cannot_start_says_why(monkeypatch):
