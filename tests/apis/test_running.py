@@ -384,7 +384,7 @@ def test_missing_and_broken_configs_are_said(tmp_path):
 
 def test_wrong_use_exits_with_2():
     for args in ([], [CONFIG, 'x.pth', '--cfg-options', 'no-equals-sign']):
-        result = run_tool('test', *args)
+        result = run_tool('test', *args, fresh=True)
         assert result.returncode == 2 and 'usage' in result.stderr and 'Traceback' not in result.stderr
 
 

@@ -29,8 +29,8 @@ def run_tool(
     Args:
         name: Its name, without ``.py``.
         args: Its arguments.
-        fresh: Start an interpreter for it, which takes seconds of imports, instead of forking one that has them
-            behind it: where the start itself is tested.
+        fresh: Start an interpreter for it instead of forking one that has imported everything, which saves seconds:
+            where the start itself is tested, and for wrong use, before which nothing is imported.
         timeout: Seconds.
         kwargs: ``cwd``, ``env``, ``input`` as for :func:`subprocess.run`.
 

@@ -31,13 +31,12 @@ LONGEST = 1 << 20
 def import_what_tools_need() -> None:
     """Import and no more: nothing is built, run, logged or asked for that a command line would find done already."""
     package = importlib.import_module(PACKAGE)
-    for name in IMPORTED:
-        importlib.import_module(name)
-    for module in pkgutil.walk_packages(package.__path__, f'{PACKAGE}.'):
-        # Configs import the classifier, and it is for the tests to see that they do.
-        if module.name != f'{PACKAGE}.models.classifier':
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
+    parts = [module.name for module in pkgutil.walk_packages(package.__path__, f'{PACKAGE}.')]
+    # Configs import the classifier, and it is for the tests to see that they do.
+    parts.remove(f'{PACKAGE}.models.classifier')
+    for name in [*IMPORTED, *parts]:
+        with contextlib.suppress(ImportError):  # what is not installed, a command line will say itself
+            importlib.import_module(name)
     assert len(os.listdir('/proc/self/task')) == 1, 'a fork would lack the threads that an import has started'
     tempfile.tempdir = None  # each command line has its own TMPDIR
     gc.collect()
