@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | stacks | lock. The environment is made once, in .venv, and again only when
+# make setup | demo | test | test-all | lint | bench | stacks | lock. The environment is made once, in .venv, and again only when
 # the requirements change, from files with the hashes of the lock. PYTHON chooses the interpreter. To keep a torch that
 # is installed already, with ranges instead of the lock: make setup VENV_ARGS=--system-site-packages LOCK=
 PYTHON ?= python3
@@ -11,7 +11,7 @@ SCENES := data/sample-scenes
 DEMO_CONFIG := projects/recnext/configs/fpn_recnext-m0_1xb4-350_sample-scenes-128x128.py
 DEMO := work_dirs/demo
 
-.PHONY: setup demo test lint bench stacks lock
+.PHONY: setup demo test test-all lint bench stacks lock
 
 setup: $(VENV)/installed
 
@@ -32,9 +32,15 @@ demo: setup $(SCENES)
 	$(RUN) tools/test.py $(DEMO_CONFIG) $(DEMO)/iter_350.pth --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 	@echo "Pictures of image | truth | prediction: $(DEMO)/pictures"
 
-# Two processes, a file of tests at a time.
+# Two processes, each with half of the files; the one that is done first takes over some of the other's tests.
+TEST := $(RUN) -m pytest -n 2 --dist worksteal
+
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(TEST)
+
+# The same tests at full strength: more kills, examples and hostile files.
+test-all: setup
+	$(TEST) --full
 
 lint: setup
 	$(RUN) -m ruff check .

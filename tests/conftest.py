@@ -4,23 +4,49 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+# Read where torch is imported, here and in what is started. Tests share the cores with one another, and with others:
+# the threads of one would wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 import torch
+from helpers import strength
 from helpers.isolation import stay_on_this_machine
 from helpers.networks import threads
 from helpers.reference import read_layout, shared
+from helpers.tiny import write_tiny
 from mmengine.registry import init_default_scope
 
 import projects.recnext.recnext  # noqa: F401  (registers, as every tool does)
+from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 
-# Under pytest-xdist two processes share the two cores.
-torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
 init_default_scope('mmseg')  # as a config does
 sys.addaudithook(stay_on_this_machine)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--full', action='store_true', help='more kills, examples and hostile files, as make test-all')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what is the same for all tests, before any of them is imported."""
+    strength.settings.load_profile('full' if config.getoption('--full') else 'fast')
+    if not hasattr(config, 'workerinput'):  # the workers of pytest-xdist have their controller's
+        # Whatever is started leaves its temporary files in a folder that goes with the session.
+        folder = tempfile.mkdtemp(prefix='tests-')  # short: the path of a socket has 108 bytes
+        os.environ['TMPDIR'] = tempfile.tempdir = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope='session')
+def full(request) -> bool:
+    """Whether everything is tested at full strength."""
+    return request.config.getoption('--full')
 
 
 @pytest.fixture(scope='session')
@@ -62,6 +88,20 @@ def released(tmp_path_factory, formula_weights) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope='session')
+def scenes(tmp_path_factory) -> Path:
+    """A dataset to read, of eight scenes to train on and three to test with; what spoils it copies it."""
+    root = tmp_path_factory.mktemp('data') / 'scenes'
+    write_dataset(root, training=8, validation=3)
+    return root
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny config and a checkpoint of it."""
+    return write_tiny(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture(scope='session')
 def browser() -> Iterator:
     """A real browser without a window, for pages; the tests are skipped, by name, where there is none."""
     sync_api = pytest.importorskip('playwright.sync_api')
@@ -79,9 +119,3 @@ def one_thread() -> Iterator[None]:
     """For thousands of tiny operations, in which threads only wait for each other."""
     with threads(1):
         yield
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption('--kills', type=int, default=2, help='how often the tests kill a run (default: 2)')
-    parser.addoption('--images', type=int, default=150, help='images of the prediction that is killed (default: 150)')
-    parser.addoption('--variants', type=int, default=150, help='hostile files that are read (default: 150)')

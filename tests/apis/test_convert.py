@@ -213,5 +213,5 @@ def test_bad_destinations(real_m3, tmp_path):
 
 
 def test_wrong_use_exits_with_2():
-    assert run_tool('convert_checkpoint').returncode == 2
-    assert run_tool('convert_checkpoint', 'a', 'b', '--to', 'elsewhere').returncode == 2
+    assert run_tool('convert_checkpoint', fresh=True).returncode == 2
+    assert run_tool('convert_checkpoint', 'a', 'b', '--to', 'elsewhere', fresh=True).returncode == 2

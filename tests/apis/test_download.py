@@ -374,7 +374,7 @@ def test_mistakes_on_the_command_line(tmp_path):
     result = run_tool('download_checkpoint', 'recnext_m3_ade20k', '--base-url', tmp_path / 'no', '--dir', tmp_path)
     assert_user_error(result, 'there is no folder')
     for options in ([], ['recnext_m3_ade20k', '--all']):
-        assert run_tool('download_checkpoint', *options).returncode == 2
+        assert run_tool('download_checkpoint', *options, fresh=True).returncode == 2
 
 
 def test_addresses():

@@ -19,7 +19,7 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers.reference import ROOT
-from helpers.tiny import write_tiny, write_tiny_config
+from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, descendants, run_tool
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,11 +51,6 @@ def save(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
     return path
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> tuple[Path, Path]:
-    return write_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')
@@ -639,9 +634,9 @@ def test_what_a_killed_process_left_is_removed(tiny, photos, tmp_path):
     assert (staging / 'alive' / 'half').exists()
 
 
-def test_killed_at_random_and_started_again(request, tiny, tmp_path):
+def test_killed_at_random_and_started_again(full, tiny, tmp_path):
     """SIGKILL, again and again; in the end every output is there once, and equal to those of a run without."""
-    number, kills = request.config.getoption('--images'), request.config.getoption('--kills')
+    number, kills = (2000, 20) if full else (150, 2)
     rng, root, out = random.Random(0), tmp_path / 'photos', tmp_path / 'out'
     for k in range(number):
         save(root / f'{k % 7}' / f'{k // 7}.png', scene(k % 50, 32, 32) ^ np.uint8(k // 50))

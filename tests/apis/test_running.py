@@ -24,14 +24,12 @@ from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projects.recnext.recnext.apis import train as train_api
 from projects.recnext.recnext.apis.convert import convert_file
 from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.apis.train import describe_batch
 from projects.recnext.recnext.apis.train import train as run_train
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.models.deploy import DTYPES
 from projects.recnext.recnext.models.deployable_model import FUSE
@@ -50,13 +48,6 @@ def converted(real_m3, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('converted') / 'm3.pth'
     convert_file(real_m3, path)
     return path
-
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('data') / 'scenes'
-    write_dataset(root, training=8, validation=3)
-    return root
 
 
 def genuine_maps() -> dict[str, np.ndarray]:
@@ -281,11 +272,12 @@ def test_tensorboard_must_be_installed(scenes, tmp_path, monkeypatch):
 
 
 def test_tensorboard_files(scenes, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     config = write_tiny_config(tmp_path, scenes)
     result = run_tool('train', config, '--work-dir', tmp_path / 'work', '--tensorboard')
     assert result.returncode == 0, result.stderr
     (events,) = (tmp_path / 'work').rglob('events.out.tfevents*')
-    log = EventAccumulator(str(events))
+    log = accumulator.EventAccumulator(str(events))
     log.Reload()
     losses = [event.value for event in log.Scalars('loss')]
     lines = next((tmp_path / 'work').rglob('scalars.json')).read_text().splitlines()
@@ -396,7 +388,7 @@ def test_missing_and_broken_configs_are_said(tmp_path):
 
 def test_wrong_use_exits_with_2():
     for args in ([], [CONFIG, 'x.pth', '--cfg-options', 'no-equals-sign']):
-        result = run_tool('test', *args)
+        result = run_tool('test', *args, fresh=True)
         assert result.returncode == 2 and 'usage' in result.stderr and 'Traceback' not in result.stderr
 
 

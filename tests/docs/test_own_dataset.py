@@ -152,13 +152,6 @@ def test_testing_stays_strict(guide):
 # Beside the guide.
 
 
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('data') / 'scenes'
-    write_dataset(root, training=4, validation=1)
-    return root
-
-
 def tiny(scenes: Path, folder: Path, num_classes: int) -> Config:
     cfg = load_config(write_tiny_config(folder, scenes))
     cfg.model.decode_head.num_classes = num_classes

@@ -1,7 +1,6 @@
 """Mistakes in configs are found before the first iteration, with the name of the key; and sound configs have none."""
 
 import re
-from pathlib import Path
 
 import pytest
 from helpers.reference import CLASSIFIER_CONFIGS, SEGMENTOR_CONFIGS, config_of
@@ -10,19 +9,11 @@ from helpers.tools import assert_user_error, run_tool
 
 from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.apis.train import train as run_train
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.engine.config_check import check_keys, check_parts_fit
 from projects.recnext.recnext.utils.errors import UserError
 
 ONE_EACH = [path for path in CLASSIFIER_CONFIGS if re.search('m0_|a3-dist', path.name)] + SEGMENTOR_CONFIGS
-
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('data') / 'scenes'
-    write_dataset(root, training=4, validation=1)
-    return root
 
 
 @pytest.mark.parametrize('path', ONE_EACH, ids=lambda path: path.stem)

@@ -11,18 +11,10 @@ from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
 from mmengine.config import Config
 
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.engine.hooks.finite_loss import FiniteLossHook, last_good_checkpoint
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import CONFIGS
 from projects.recnext.recnext.weights.checkpoint import write_checkpoint
-
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('data') / 'scenes'
-    write_dataset(root, training=4, validation=1)
-    return root
 
 
 def test_a_real_run_that_diverges(scenes, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.disks import STALLED, stalling_disk
 from helpers.reference import ROOT
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
@@ -22,6 +23,7 @@ from mmengine.runner import runner
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.datasets.seeded import ResumableSampler
+from projects.recnext.recnext.utils.files import PARTIAL
 from projects.recnext.recnext.weights.checkpoint import CheckpointError, find_newest_checkpoint, read_checkpoint
 
 
@@ -84,43 +86,37 @@ def test_resume_from_a_named_checkpoint(scenes, undisturbed, tmp_path):
     assert_bit_equal(weights(tmp_path / 'work' / 'iter_8.pth'), weights(undisturbed))
 
 
-def test_killed_at_random_moments(request, scenes, tmp_path):
-    """SIGKILL, again and again, also while a checkpoint is written; what is resumed ends as if nothing had been."""
-    kills, iterations = request.config.getoption('--kills'), 40
-    config = write_tiny_config(tmp_path, scenes, f'train_cfg = dict(max_iters={iterations})')
-    work, rng = tmp_path / 'work', random.Random(0)
+def test_killed_at_random_moments(full, scenes, tmp_path):
+    """SIGKILL, again and again, every other time while a checkpoint is written; the end is as if nothing had been."""
+    config, work, rng = write_tiny_config(tmp_path, scenes), tmp_path / 'work', random.Random(0)
     command = [sys.executable, '-u', ROOT / 'tools' / 'train.py', config, '--work-dir', work, '--resume']
-    killed = in_writing = 0
-    while killed < kills:
+    command += ['--cfg-options', 'train_cfg.max_iters=100000']  # however long a busy machine takes to kill it
+    for kill in range(20 if full else 2):
+        in_writing = kill % 2
         process = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        reached = 0
-        until = None
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=stalling_disk(tmp_path, rng.randrange(2, 6) if in_writing else 100000), start_new_session=True,
+        )  # fmt: skip
+        reached, said, left = 0, [], rng.randrange(1, 5)
         for line in process.stdout:
+            said.append(line)
             if match := re.search(r'Iter\(train\) \[ *(\d+)/', line):
-                reached = int(match[1])
-                until = until or time.monotonic() + rng.uniform(0, 4 / kills)
-            if until and time.monotonic() >= until:
+                reached, left = int(match[1]), left - 1
+            if STALLED in line or (left <= 0 and not in_writing):
                 break
-        if killed % 2:
-            # Every other time, in the middle of writing a checkpoint.
-            while process.poll() is None and not list(work.glob('.*.partial')):
-                pass
-        if process.poll() is not None:
-            break
+        time.sleep(0 if in_writing else rng.uniform(0, 0.2))  # anywhere in an iteration
+        assert process.poll() is None, ''.join(said)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        killed += 1
-        in_writing += bool(list(work.glob('.*.partial')))
+        assert list(work.glob(f'{PARTIAL}*')) or not in_writing
         newest = find_newest_checkpoint(work)
         assert (0 if newest is None else read_checkpoint(newest)['meta']['iter']) >= reached - 1
-    assert killed == kills and in_writing, f'finished after {killed} kills, {in_writing} of them in writing'
-    print(f'{killed} kills, {in_writing} of them while a checkpoint was written')
-    train(config, work, '--resume')
-    assert not list(work.glob('.*.partial'))
-    train(config, tmp_path / 'undisturbed')
+    iterations = read_checkpoint(newest)['meta']['iter'] + 2
+    options = ['--cfg-options', f'train_cfg.max_iters={iterations}']
+    train(config, work, '--resume', *options)
+    assert not list(work.glob(f'{PARTIAL}*'))
+    train(config, tmp_path / 'undisturbed', *options)
     assert_bit_equal(
         weights(work / f'iter_{iterations}.pth'), weights(tmp_path / 'undisturbed' / f'iter_{iterations}.pth')
     )

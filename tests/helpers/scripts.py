@@ -7,7 +7,9 @@ import sys
 
 from helpers.reference import ROOT
 
+# torchrun's processes get threads as the scripts say.
 ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable}
+ENVIRONMENT.pop('OMP_NUM_THREADS', None)
 
 
 STARTED: list[subprocess.Popen] = []

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from helpers.networks import randomise_norms
 from helpers.reference import SEGMENTORS
-from hypothesis import event, given, settings
+from helpers.strength import examples
+from hypothesis import event, given
 from hypothesis import strategies as st
 from mmseg.models.decode_heads import FCNHead, FPNHead
 from mmseg.models.necks import FPN, MLANeck
@@ -110,7 +111,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(case=cases())
 def test_folding_changes_nothing(case):
     sizes, batch, without_bias = case.pop('sizes'), case.pop('batch'), case.pop('without_bias')

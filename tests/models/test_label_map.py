@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from helpers.devices import Device, upsample
 from helpers.networks import Largest, threads
-from hypothesis import event, given, settings
+from helpers.strength import examples
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from projects.recnext.recnext.models import label_map as module
@@ -152,7 +153,7 @@ def assert_same(labels, expected, what=''):
     assert torch.equal(labels, expected), f'{what}: {(labels != expected).sum()} of {labels.numel()} pixels differ'
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(case=cases())
 def test_labels_are_those_of_mmseg(case):
     *how, steps = case
@@ -214,7 +215,7 @@ def test_logits_that_rounding_takes_to_infinity(dtype):
 MANY = dict(classes=(4, 5, 9, 19), low=66)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(case=cases(**MANY), crowded=st.sampled_from(CROWDED), number=st.sampled_from([2, 2, 2, 3]))
 def test_more_threads_give_the_labels_of_one(case, crowded, number):
     """Three are special: of three maps PyTorch rounds differently when there are several threads."""
@@ -225,7 +226,7 @@ def test_more_threads_give_the_labels_of_one(case, crowded, number):
         assert_same(label_map(logits, steps), expected)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(case=st.one_of(cases(classes=(2, 3)), cases(classes=(4, 5, 19))))
 def test_of_few_or_small_maps_the_labels_are_those_of_as_many_threads(case):
     """PyTorch itself chooses among kernels by the number of threads, and so does label_map."""
@@ -243,7 +244,7 @@ def test_of_few_or_small_maps_the_labels_are_those_of_as_many_threads(case):
 # --- NaN and infinity ---
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     case=cases(classes=(2, 3, 4, 19), kinds=('noise', 'flat', 'confident', 'tied')),
     value=st.sampled_from([torch.nan, torch.inf, -torch.inf]),
@@ -298,7 +299,7 @@ def by_taps(values, step):
     return values
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(case=single_steps(), seed=st.integers(0, 99))
 def test_taps_are_those_of_interpolate(case, seed):
     shape, step = case
@@ -410,7 +411,7 @@ def test_tiles_are_resized_in_chunks(monkeypatch):
     assert_same(labels, stock(logits, STEPS))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(case=cases(), chunk=st.sampled_from([1, 5_000, 50_000]))
 def test_chunks_do_not_matter(case, chunk):
     *how, steps = case

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers.networks import randomise_norms
 from helpers.reference import ARCH_NAMES, SEGMENTORS, golden_input, read_layout, shared
-from hypothesis import given, settings
+from helpers.strength import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -96,7 +97,7 @@ def test_every_parameter_of_the_segmentor_gets_a_gradient(arch):
 
 
 @TINIES
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_any_input_size(arch, height, width):
     model = RecNeXt(arch).eval()

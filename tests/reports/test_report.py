@@ -12,9 +12,10 @@ import torch
 from helpers.reference import ROOT, shared
 from helpers.scripts import metrics as printed_metrics
 from helpers.scripts import run as run_script
+from helpers.strength import examples
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
@@ -263,7 +264,7 @@ def samples(rng: np.random.Generator, number: int, classes: int) -> list[dict]:
     return made
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 2**32), classes=st.integers(2, 12), number=st.integers(1, 30))
 def test_the_record_has_the_figures_of_mmsegs_metric(tmp_path_factory, seed, classes, number):
     made = samples(np.random.default_rng(seed), number, classes)

@@ -19,22 +19,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pytest
 from helpers.reference import ROOT, shared
-from helpers.tiny import write_tiny
 from helpers.tools import assert_user_error, run_tool
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request
 
 from projects.recnext.recnext.apis.batch_prediction import infer
 from projects.recnext.recnext.apis.predictor import Predictor
 from projects.recnext.recnext.datasets.samples.scenes import make_scene
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.web import app as web_demo
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Request
+
+pytest.importorskip('gradio')
 
 CHECKPOINT = 'legacy/real_m3/recnext_m3_ade20k_sample3.pth'
 IMAGES = [f'ade20k_sample/ADEChallengeData2016/images/validation/ADE_val_0000000{number}.jpg' for number in (1, 2, 3)]
@@ -138,11 +142,6 @@ def served(folder: Path, *args: object, stop: int = signal.SIGTERM) -> Iterator[
 
 
 @pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> tuple[Path, Path]:
-    return write_tiny(tmp_path_factory.mktemp('tiny'))
-
-
-@pytest.fixture(scope='module')
 def tiny_server(tmp_path_factory, tiny) -> Iterator[Server]:
     args = *tiny, '--max-upload', '1', '--max-pixels', '1'
     with served(tmp_path_factory.mktemp('tiny-server'), *args, stop=signal.SIGINT) as server:  # Ctrl-C
@@ -169,7 +168,7 @@ def inferred(tmp_path_factory) -> Path:
 class Visitor:
     """A visitor's browser, which nobody else shares."""
 
-    def __init__(self, browser: Browser, server: Server, **options: object) -> None:
+    def __init__(self, browser: 'Browser', server: Server, **options: object) -> None:
         self.context = browser.new_context(**options)
         self.context.set_default_timeout(1000 * SECONDS)
         self.page: Page = self.context.new_page()
