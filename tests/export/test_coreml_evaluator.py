@@ -1,16 +1,18 @@
 """Core ML models executed without Core ML: as the format says, rounding included, or not at all."""
 
-import coremltools as ct
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from coremltools.converters.mil import Builder as mb
-from hypothesis import given, settings
+from helpers.strength import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from projects.recnext.recnext.export.coreml import open_model
 from projects.recnext.recnext.export.coreml_evaluator import UnknownOperation, resize_bilinear, resize_nearest
+
+ct = pytest.importorskip('coremltools')
+mb = pytest.importorskip('coremltools.converters.mil').Builder
 
 
 def test_an_operation_that_is_not_known_is_named(tmp_path):
@@ -34,7 +36,7 @@ def test_sixteen_bits_are_rounded_after_every_operation(tmp_path):
     assert (result == 0).all() or (result == 2).all()  # 2048.75 lies between 2048 and 2050
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_resizes_by_whole_factors_are_those_of_pytorch(height, width, factor):
     x = torch.arange(2.0 * height * width).reshape(1, 2, height, width)

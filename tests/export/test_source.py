@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import onnx
 import pytest
 import torch
 from helpers.exports import SIZE, export_to
@@ -16,6 +15,8 @@ from projects.recnext.recnext.export.source import Source, load_source
 from projects.recnext.recnext.models.state_dict import convert_state_dict
 from projects.recnext.recnext.weights.digests import DIGESTS, read_digests, weights_of
 from projects.recnext.recnext.weights.releases import get_release
+
+onnx = pytest.importorskip('onnx')
 
 NAME = 'recnext_m3_ade20k'
 RELEASE = get_release(NAME)

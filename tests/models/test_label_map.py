@@ -450,7 +450,7 @@ def test_labels_on_another_device_are_those_of_its_own_arithmetic(kind, refusal,
     """The device is played by the CPU: that a real one has all these operations, and rounds within the bound, this
     does not show."""
 
-    @settings(max_examples=30, deadline=None)
+    @examples(60)
     @given(case=cases(classes=(2, 4, 5, 19), dtypes=(torch.float32, torch.bfloat16, torch.float16)))
     def check(case):
         *how, steps = case
