@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from helpers.exports import export_to, labels_of, left_behind, picture, pixels
+from helpers.exports import export_to, left_behind, picture, pixels, scores_of
 from helpers.reference import ROOT
 
 from projects.recnext.recnext.export import onnx as onnx_export
@@ -31,7 +31,10 @@ def test_one_onnx_file_takes_batches_of_any_size(tiny, any_onnx, size):
     labels, logits = any_onnx(np.concatenate([pixels(image) for image in images]))
     assert logits.shape == (3, 150, size[0] // 4, size[1] // 4)
     for image, found in zip(images, labels):
-        assert np.array_equal(found, labels_of(tiny, image))
+        scores = scores_of(tiny, image)
+        behind = scores.max(0) - np.take_along_axis(scores, found[None], 0)[0]
+        # Which of two classes wins that are level depends on the order in which a machine adds.
+        assert behind.max() <= 1e-6 * np.abs(scores).max() and (behind > 0).sum() <= 2
 
 
 @pytest.mark.parametrize('part', ['segmentor', 'backbone'])

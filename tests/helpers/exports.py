@@ -52,12 +52,17 @@ def export_to(
 
 def labels_of(source: tuple[str, str], image: np.ndarray) -> np.ndarray:
     """The label map (H, W) of an image (H, W, 3) in BGR, computed by the network as trained."""
+    return scores_of(source, image).argmax(0)
+
+
+def scores_of(source: tuple[str, str], image: np.ndarray) -> np.ndarray:
+    """What the labels are the argmax of, (classes, H, W)."""
     original = load_source(*source, 'none').original
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     inputs = ((torch.from_numpy(image[..., ::-1].copy()) - mean) / std).permute(2, 0, 1)[None]
     with torch.no_grad():
         logits = original._forward(inputs)
-        return F.interpolate(logits, image.shape[:2], mode='bilinear').argmax(1)[0].numpy()
+        return F.interpolate(logits, image.shape[:2], mode='bilinear')[0].numpy()
 
 
 def picture(size: tuple[int, int], seed: int = 5) -> np.ndarray:
