@@ -28,7 +28,7 @@ from PIL import Image
 from projects.recnext.recnext.apis import train as train_api
 from projects.recnext.recnext.apis.convert import convert_file
 from projects.recnext.recnext.apis.test import test as run_test
-from projects.recnext.recnext.apis.train import describe_batch
+from projects.recnext.recnext.apis.train import describe_batch, scale_learning_rate
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.models.deploy import DTYPES
@@ -401,3 +401,11 @@ def test_help_imports_nothing_heavy(tool):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT / 'tools')}
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0 and 'usage' in result.stdout, result.stderr
+
+
+def test_a_config_that_says_no_batch_of_its_learning_rate_cannot_scale_it():
+    with pytest.raises(UserError, match=r'--auto-scale-lr needs\. Write auto_scale_lr = dict\(base_batch_size=16\)'):
+        scale_learning_rate(Config(dict()))
+    cfg = Config(dict(auto_scale_lr=dict(base_batch_size=16)))
+    scale_learning_rate(cfg)
+    assert cfg.auto_scale_lr.enable
