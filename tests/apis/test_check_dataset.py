@@ -18,7 +18,9 @@ from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
 from PIL import Image
 
-from projects.recnext.recnext.apis import check_dataset as dataset_report
+from projects.recnext.recnext.apis import check_dataset as check_api
+from projects.recnext.recnext.apis import dataset_pictures
+from projects.recnext.recnext.apis.check_dataset import check_dataset
 from projects.recnext.recnext.datasets.sample_rules import KINDS, is_cut_off
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.engine.checks import set_data_root
@@ -48,10 +50,10 @@ def check(config: Path, work_dir: Path, pictures: bool = False, **kwargs: object
     error = ''
     with contextlib.ExitStack() as stack:
         if not pictures:
-            stack.enter_context(mock.patch.object(dataset_report, '_draw_sheet'))
-            stack.enter_context(mock.patch.object(dataset_report, 'draw_classes'))
+            for module, draw in ((dataset_pictures, '_draw_sheet'), (check_api, 'draw_classes')):
+                stack.enter_context(mock.patch.object(module, draw, side_effect=lambda *args: Path(args[-1]).touch()))
         try:
-            dataset_report.check_dataset(str(config), work_dir=str(work_dir), **kwargs)
+            check_dataset(str(config), work_dir=str(work_dir), **kwargs)
         except UserError as raised:
             error = str(raised)
     return json.loads((work_dir / 'check_dataset.json').read_text()), error
@@ -362,8 +364,8 @@ def test_wrong_use(tmp_path, sound):
     result = run_tool('check_dataset', config_of('m3'), '--split', 'all')
     assert result.returncode == 2 and 'invalid choice' in result.stderr
     with pytest.raises(UserError, match='No such config'):
-        dataset_report.check_dataset(str(tmp_path / 'none.py'))
+        check_dataset(str(tmp_path / 'none.py'))
     config = write_tiny_config(tmp_path, sound, 'train_dataloader = None')
     with pytest.raises(UserError, match='has no train_dataloader; it has val, test'):
-        dataset_report.check_dataset(str(config), ['train'], str(tmp_path / 'work'))
+        check_dataset(str(config), ['train'], str(tmp_path / 'work'))
     assert not (tmp_path / 'work').exists()
