@@ -7,10 +7,14 @@ and a repair is made when the module with its defect is imported.
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from wrapt import register_post_import_hook
 
 from .compat import repair_stack
+
+if TYPE_CHECKING:
+    from mmengine.registry import Registry
 
 REGISTERED = {
     'AdaptiveClipHook': 'engine.hooks.adaptive_clip',
@@ -46,7 +50,7 @@ def _register_when_asked(registry: ModuleType) -> None:
     """Import the parts before any of MMEngine's registries is asked for something, whatever its scope."""
     import_from_location = registry.Registry.import_from_location
 
-    def import_parts_first(self: object) -> None:
+    def import_parts_first(self: 'Registry') -> None:
         registry.Registry.import_from_location = import_from_location
         for module in dict.fromkeys(REGISTERED.values()):
             import_module(f'.{module}', __name__)

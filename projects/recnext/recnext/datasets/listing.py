@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 
 from ..utils.errors import printable
@@ -135,7 +136,7 @@ def _list_pairs(dataset: dict, split: str, num_classes: int) -> Listing:
 
 
 def _find_strays(
-    listing: Listing, samples: Sequence[dict], images: set[str], annotations: set[str], plan: object
+    listing: Listing, samples: Sequence[dict], images: set[str], annotations: set[str], plan: BaseDataset
 ) -> None:
     """Files that belong to no sample, and samples that share a name."""
     used = {info['img_path'] for info in samples} | {info.get('seg_map_path') for info in samples}
@@ -194,7 +195,7 @@ def _list_folders(dataset: dict, split: str, num_classes: int) -> Listing:
     return listing
 
 
-def _check_class_folders(listing: Listing, built: object, folder: Path, num_classes: int, advice: str) -> None:
+def _check_class_folders(listing: Listing, built: BaseDataset, folder: Path, num_classes: int, advice: str) -> None:
     files = _files_in(str(folder), listing)
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     if len(classes) != num_classes:

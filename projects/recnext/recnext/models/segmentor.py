@@ -51,7 +51,7 @@ class FastEncoderDecoder(DeployableModel, EncoderDecoder):
         """Images (N, 3, H, W) to the logits of the head (N, C, h, w)."""
         return at_least_single(self.decode_head(self.extract_feat(inputs)))
 
-    def _forward(self, inputs: Tensor, data_samples: object = None) -> Tensor:
+    def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         return self.network(inputs)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
