@@ -43,6 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked ``full`` without the option: cases beside others that touch the same code."""
+    if not config.getoption('--full'):
+        left_out = [item for item in items if item.get_closest_marker('full')]
+        items[:] = [item for item in items if not item.get_closest_marker('full')]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope='session')
 def full(request) -> bool:
     """Whether everything is tested at full strength."""

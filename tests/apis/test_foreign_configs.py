@@ -88,6 +88,9 @@ NETWORKS = {
 }
 """Configs, and what is changed to make each network small."""
 
+ALWAYS = [config for config in NETWORKS if config.startswith(('fcn/', 'segformer/', 'unet/'))]
+"""Tried without ``--full`` as well: of each way of testing, of data and of metric one."""
+
 
 def write_pair(image: Image.Image, labels: np.ndarray, to: tuple[Path, Path]) -> None:
     for path in to:
@@ -165,7 +168,10 @@ def logged(work_dir: Path) -> list[dict]:
     return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize('config', NETWORKS, ids=lambda config: Path(config).stem)
+@pytest.mark.parametrize(
+    'config', [path if path in ALWAYS else pytest.param(path, marks=pytest.mark.full) for path in NETWORKS],
+    ids=lambda config: Path(config).stem,
+)  # fmt: skip
 def test_all_that_our_tools_do(data, tmp_path, config):
     path, root, options = str(CONFIGS / config), data_of(config, data), small(config)
     common = dict(data_root=root, cfg_options=options)
