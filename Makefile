@@ -32,8 +32,8 @@ demo: setup $(SCENES)
 	$(RUN) tools/test.py $(DEMO_CONFIG) $(DEMO)/iter_350.pth --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 	@echo "Pictures of image | truth | prediction: $(DEMO)/pictures"
 
-# Two processes, each with half of the files; the one that is done first takes over some of the other's tests.
-TEST := $(RUN) -m pytest -n 2 --dist worksteal
+# Two processes, a file of tests at a time: what a file prepares is prepared once.
+TEST := $(RUN) -m pytest -n 2 --dist loadfile
 
 test: setup
 	$(TEST)

@@ -113,6 +113,7 @@ def test_it_learns(guide):
     assert len(pictures) == 6 and all(Image.open(picture).width > 1000 for picture in pictures)
 
 
+@pytest.mark.full
 def test_two_processes(guide):
     said = guide.run('dist_train.sh')
     assert '(2 processes x 2)' in said and said.count('Segmentor weights') == 1 and LEFT_OUT in said

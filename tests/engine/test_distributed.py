@@ -52,7 +52,7 @@ def maps(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob('*.png'))}
 
 
-@pytest.mark.parametrize('processes', [1, 3])
+@pytest.mark.parametrize('processes', [pytest.param(1, marks=pytest.mark.full), 3])
 def test_testing_gives_the_same_numbers_and_maps(trained, tmp_path, processes):
     config, checkpoint = trained
     alone = run_tool('test', config, checkpoint, '--out', tmp_path / 'alone', '--work-dir', tmp_path / 'work')
@@ -109,7 +109,7 @@ def test_two_processes_of_two_images_train_as_one_of_four(two_processes, scenes,
 
 TRAINS_AND_COUNTS = """
 import os, sys
-from projects.recnext.recnext.launch import train
+from projects.recnext.recnext.apis.train import train
 train(sys.argv[1], work_dir=sys.argv[2], launcher='pytorch', cfg_options={'train_cfg.max_iters': 1})
 print('threads left:', len(os.listdir('/proc/self/task')))
 """
@@ -133,26 +133,22 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def test_two_machines_on_one(trained, tmp_path):
+@pytest.mark.parametrize('script', ['dist_train.sh', pytest.param('dist_test.sh', marks=pytest.mark.full)])
+def test_two_machines_on_one(trained, tmp_path, script):
     config, checkpoint = trained
-    where = dict(NNODES='2', MASTER_ADDR='127.0.0.1')
-    for script, args, done in (
-        ('dist_test.sh', [config, checkpoint, 1, '--work-dir', tmp_path / 'test'], 'mIoU'),
-        (
-            'dist_train.sh',
-            [config, 1, '--work-dir', tmp_path / 'train', '--cfg-options', 'train_cfg.max_iters=2'],
-            '[2/2]',
-        ),
-    ):
-        port = free_port()
-        machines = [start(script, *args, **where, PORT=port, NODE_RANK=str(rank)) for rank in (0, 1)]
-        said = [machine.communicate(timeout=300)[0] for machine in machines]
-        assert [machine.returncode for machine in machines] == [0, 0], said
-        assert done in said[0]
-    assert (tmp_path / 'train' / 'iter_2.pth').exists()
+    args, done = [config, checkpoint, 1], 'mIoU'
+    if script == 'dist_train.sh':
+        args, done = [config, 1, '--cfg-options', 'train_cfg.max_iters=2'], '[2/2]'
+    where = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port())
+    work = ['--work-dir', tmp_path / 'work']
+    machines = [start(script, *args, *work, **where, NODE_RANK=str(rank)) for rank in (0, 1)]
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert done in said[0]
+    assert (tmp_path / 'work' / 'iter_2.pth').exists() == (script == 'dist_train.sh')
 
 
-@pytest.mark.parametrize('victim', ['training process', 'data loader'])
+@pytest.mark.parametrize('victim', ['training process', pytest.param('data loader', marks=pytest.mark.full)])
 def test_one_process_killed_ends_them_all(scenes, tmp_path, victim):
     config = write_tiny_config(tmp_path, scenes)
     options = ['train_cfg.max_iters=100000', 'train_dataloader.num_workers=1']

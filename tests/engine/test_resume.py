@@ -17,12 +17,13 @@ from helpers.reference import ROOT
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
 from mmengine.dataset import InfiniteSampler
-from mmengine.fileio import LocalBackend
+from mmengine.fileio import get_file_backend
 from mmengine.runner import runner
 
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.datasets.seeded import ResumableSampler
+from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import PARTIAL
 from projects.recnext.recnext.weights.checkpoint import CheckpointError, find_newest_checkpoint, read_checkpoint
 
@@ -145,14 +146,15 @@ def test_resuming_late_is_as_quick_as_starting(monkeypatch):
 
 
 def test_files_are_written_atomically(tmp_path, monkeypatch):
-    backend, path = LocalBackend(), tmp_path / 'new' / 'a.pth'
+    path = tmp_path / 'new' / 'a.pth'
+    backend = get_file_backend(path)
     backend.put(b'old', path)
 
     def full_disk(descriptor):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(os, 'fsync', full_disk)
-    with pytest.raises(CheckpointError, match=r'a\.pth cannot be written.*No space left'):
+    with pytest.raises(UserError, match=r'a\.pth cannot be written: the disk is full'):
         backend.put(b'new', path)
     assert path.read_bytes() == b'old' and [p.name for p in path.parent.iterdir()] == ['a.pth']
 

@@ -60,7 +60,7 @@ def test_a_file_says_what_it_is(tiny_m, tmp_path):
     assert description.metadata.license == 'Apache-2.0' and 'RecNeXt' in description.metadata.author
 
 
-@pytest.mark.parametrize('fuse', ['none', 'norms', 'all'])
+@pytest.mark.parametrize('fuse', ['none', pytest.param('norms', marks=pytest.mark.full), 'all'])
 def test_any_form_and_sizes_that_are_no_powers_of_two(tiny, tmp_path, fuse):
     size = (96, 160)
     table = export_to(tmp_path / 'a.mlpackage', EXACT, tiny, size=[size], fuse=fuse)

@@ -34,8 +34,18 @@ def flip_align_corners(network: nn.Module) -> None:
     network.align_corners = True
 
 
-@pytest.mark.parametrize('spoil', [leave_out_normalisation, swap_channels, change_one_weight, flip_align_corners])
-@pytest.mark.parametrize('backend', [CoreMLBackend(), OnnxBackend()], ids=['coreml', 'onnx'])
+SPOIL = (leave_out_normalisation, swap_channels, change_one_weight, flip_align_corners)
+
+
+@pytest.mark.parametrize(
+    ('backend', 'spoil'),
+    [
+        *((CoreMLBackend(), spoil) for spoil in SPOIL[:2]),
+        *((OnnxBackend(), spoil) for spoil in SPOIL[2:]),
+        *(pytest.param(CoreMLBackend(), spoil, marks=pytest.mark.full) for spoil in SPOIL[2:]),
+        *(pytest.param(OnnxBackend(), spoil, marks=pytest.mark.full) for spoil in SPOIL[:2]),
+    ],
+)
 def test_a_broken_export_is_caught(tiny_m, tmp_path, monkeypatch, spoil, backend):
     def spoilt(*args: object) -> object:
         source = load_source(*args)
@@ -75,8 +85,14 @@ def test_multiply_adds_are_those_of_the_convolutions(tiny_m):
     ('arch', 'tool', 'name', 'options'),
     [
         ('m3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp16']),
-        ('m3', 'export_coreml', 'a.mlmodel', ['--precision', 'fp32', '--format', 'neuralnetwork']),
-        ('a3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp32']),
+        pytest.param(
+            'm3',
+            'export_coreml',
+            'a.mlmodel',
+            ['--precision', 'fp32', '--format', 'neuralnetwork'],
+            marks=pytest.mark.full,
+        ),
+        pytest.param('a3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp32'], marks=pytest.mark.full),
         ('m3', 'export_onnx', 'a.onnx', []),
     ],
 )

@@ -106,11 +106,12 @@ def write_files_atomically() -> bool:
 
 def resume_from_newest_complete() -> bool:
     """That a note which was not brought up to date counts for more than the checkpoints."""
+    import torch
     from mmengine.runner.checkpoint import find_latest_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         for iteration in (1, 2):
-            Path(folder, f'iter_{iteration}.pth').write_bytes(b'')
+            torch.save({}, Path(folder, f'iter_{iteration}.pth'))
         Path(folder, 'last_checkpoint').write_text(f'{folder}/iter_1.pth')
         return Path(find_latest_checkpoint(folder)).name != 'iter_2.pth'
 

@@ -3,6 +3,7 @@
 Usage: hostile_reader.py FOLDER, in which the good files lie, NAME.good; the working directory must stay empty.
 """
 
+import encodings.cp437  # of the names in old archives: zipfile imports it when it meets the first  # noqa: F401
 import json
 import os
 import resource
