@@ -101,7 +101,8 @@ def test_small_scenes_too_whatever_the_options(tiny, tmp_path):
     assert tested.returncode == 0, tested.stderr
     theirs = {path.name: np.array(Image.open(path)).astype(int) - 1 for path in (tmp_path / 'test').glob('*.png')}
     assert len(theirs) == 5 and len(np.unique(np.stack(list(theirs.values())))) > 3
-    for number, options in enumerate((dict(batch_size=3), dict(fuse='none', channels_last=False))):
+    plain = Deployment(fuse='none', channels_last=False)
+    for number, options in enumerate((dict(batch_size=3), dict(deployment=plain))):
         out = tmp_path / f'infer{number}'
         infer(*tiny, [data / 'images' / 'validation'], out, overlay=False, **options)
         assert not (out / 'overlays').exists() and parts(out, 'labels') == sorted(theirs)

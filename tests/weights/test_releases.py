@@ -2,9 +2,9 @@
 
 import re
 
+import _model_zoo as model_zoo
 import modelindex
 import pytest
-import update_model_zoo as model_zoo
 from helpers.reference import ARCH_NAMES, CONFIGS, ROOT, SEGMENTORS, config_of
 
 from projects.recnext.recnext.models.builder import build_skeleton, released_model_cfg

@@ -70,13 +70,11 @@ def infer(
     predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
     outputs = Outputs(out_dir, overlay)
     threads = min(max(torch.get_num_threads(), THREADS[0]), THREADS[1])
-    share = [i for place, i in outputs.not_finished(found) if place % process.world_size == process.rank]
     title = f'Process 1 of {process.world_size}' if process.world_size > 1 else 'Predicting'
-    with (
-        outputs.opened({**predictor.made_with, 'overlay': overlay, 'root': str(found.root)}),
-        image_progress(title, len(share), quiet=process.rank > 0) as advance,
-    ):
-        _predict(predictor, outputs, share, batch_size or 1, threads, advance)
+    with outputs.opened({**predictor.made_with, 'overlay': overlay, 'root': str(found.root)}):
+        share = [i for place, i in outputs.not_finished(found) if place % process.world_size == process.rank]
+        with image_progress(title, len(share), quiet=process.rank > 0) as advance:
+            _predict(predictor, outputs, share, batch_size or 1, threads, advance)
     wait_for_others(launcher)
     if process.rank > 0:
         return None
