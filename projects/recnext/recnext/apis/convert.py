@@ -1,4 +1,4 @@
-"""Checkpoint files from one layout to another; the conversion itself is ``conversion.convert``."""
+"""Checkpoint files from one layout to another; the conversion itself is ``state_dict.convert_state_dict``."""
 
 import os
 import shlex
@@ -105,7 +105,7 @@ def convert_file(
         source: A released segmentor or ImageNet file, one of this project, or safetensors.
         destination: Where to write; safetensors if it is called so, a PyTorch file otherwise.
         config: A config whose network the weights must fit; found from the weights if None.
-        target: One of :data:`conversion.TARGETS`.
+        target: One of :data:`state_dict.TARGETS`.
         ema: Take the averaged weights.
 
     Raises:
@@ -148,7 +148,7 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
 
     Args:
         meta: As found; what is not of the expected type counts as absent.
-        target: See :data:`conversion.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
+        target: See :data:`state_dict.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
         num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
     """
     meta = meta if isinstance(meta, Mapping) else {}

@@ -111,7 +111,7 @@ def addresses(release: dict, base_url: str | None = None) -> list[str]:
 
 
 def fetch_first(urls: Sequence[str], place: Path, finish: Callable[[Path, Path], object]) -> None:
-    """:func:`transfer.fetch` from the first address that has the file."""
+    """:func:`fetch.fetch` from the first address that has the file."""
     for url in urls[:-1]:
         try:
             return fetch(url, place, finish)

@@ -1,6 +1,7 @@
-"""The check of a dataset: a cheap part before every run, and the whole of it for tools/check_dataset.py.
+"""Which samples a dataset has, and the cheap part of its check, before every run.
 
-Both list the samples and apply :mod:`dataset_rules`; the cheap part to a few samples, and it stops at the first error.
+The whole check, of tools/check_dataset.py, lists the samples as well and applies :mod:`sample_rules` to all of them;
+the cheap part does so to a few, and stops at the first error.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What a run needs, looked for before anything is built or written: data, weights to start from, checkpoints.
 
-The network that the checks compare with has no values (:func:`models.builder.build_skeleton`). Building it takes up to
+The network that the checks compare with has no values (:func:`builder.build_skeleton`). Building it takes up to
 seconds, so a run builds it once and hands it to each check.
 """
 

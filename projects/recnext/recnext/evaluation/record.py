@@ -1,7 +1,7 @@
 """What an evaluation leaves behind to look at later: which class was taken for which, and the best and worst images.
 
 mmseg's IoUMetric prints a table of classes and logs three means. :class:`EvaluationRecord` runs beside it and writes
-``evaluation.json`` into the folder of the run's log, for :mod:`report`.
+``evaluation.json`` into the folder of the run's log, for :mod:`html_report`.
 """
 
 import base64

@@ -4,7 +4,7 @@ Paper: `RecConv: Efficient Recursive Convolutions for Multi-Frequency Representa
 <https://arxiv.org/abs/2412.19628>`_. Released weights: https://github.com/suous/RecNeXt.
 
 The two families share everything but the token mixer: :class:`RecConv` in m0 ... m5, :class:`RecAttn` in
-a0 ... a5. Parameters keep their released names; the exceptions stand in ``conversion.RENAMES``.
+a0 ... a5. Parameters keep their released names; the exceptions stand in ``state_dict.rename``.
 """
 
 import contextlib

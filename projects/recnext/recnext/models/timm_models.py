@@ -1,6 +1,6 @@
 """RecNeXt in timm: ``recnext_m0`` ... ``recnext_a5``. Importing this module imports timm, and registers.
 
-It is imported when timm is (see :mod:`timm_registration`): a user of mmseg does not wait for timm.
+It is imported when timm is (see the package's ``__init__.py``): a user of mmseg does not wait for timm.
 """
 
 import logging

@@ -70,7 +70,7 @@ def cut_objects(image: np.ndarray, labels: np.ndarray, rng: Generator) -> Iterat
 
     Args:
         image: (H, W, 3).
-        labels: (H, W), the values of :data:`sample_scenes.LABELS`.
+        labels: (H, W), the values of :data:`scenes.LABELS`.
         rng: Decides how much around an object is shown.
     """
     for name in OBJECTS:

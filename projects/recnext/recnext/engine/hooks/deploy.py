@@ -14,7 +14,7 @@ class DeployHook(Hook):
     """Brings the model, a DeployableModel, into another form before testing.
 
     Args:
-        fuse: As for :class:`models.deploy.Deployment`, and so are the others.
+        fuse: As for :class:`deploy.Deployment`, and so are the others.
     """
 
     def __init__(
