@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers.reference import CLASSIFIER_CONFIGS, ROOT, config_of, read_layout
-from helpers.tools import assert_user_error, run_tool
+from helpers.tools import assert_user_error, run_python, run_tool
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
@@ -139,9 +137,7 @@ def test_tools_refuse_what_is_not_theirs(released, objects, tmp_path):
 def test_snippets(snippet, released):
     (released / 'projects').exists() or (released / 'projects').symlink_to(ROOT / 'projects')
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
-    result = subprocess.run(
-        [sys.executable, '-c', snippet], cwd=released, env=environment, capture_output=True, text=True
-    )
+    result = run_python('-c', snippet, cwd=released, env=environment)
     assert result.returncode == 0, result.stderr
 
 

@@ -19,8 +19,9 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers.reference import ROOT
+from helpers.scripts import python_of_scripts
 from helpers.tiny import write_tiny_config
-from helpers.tools import assert_user_error, descendants, run_tool
+from helpers.tools import assert_user_error, descendants, run_python, run_tool
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -291,10 +292,7 @@ def test_the_lines_in_the_readme(real_m3, ade20k_sample, tmp_path):
     snippet = re.search(r'```python\n(from projects.recnext.recnext.apis.predictor.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]  # fmt: skip # noqa: E501
     shutil.copy(real_m3, tmp_path / 'recnext_m3_ade20k.pth')
     shutil.copy(ade20k_sample / 'images' / 'validation' / 'ADE_val_00000001.jpg', tmp_path / 'photo.jpg')
-    result = subprocess.run(
-        [sys.executable, '-c', snippet], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    result = run_python('-c', snippet, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / 'overlay.jpg').width == 683
     assert "name='building'" in result.stdout and 'share=0.402112' in result.stdout
@@ -609,7 +607,7 @@ def test_torchrun_goes_on_to_the_end_when_an_input_is_bad(tiny, photos, tmp_path
     (tmp_path / 'photos' / 'a' / 'bad.png').write_bytes(b'')
     (tmp_path / 'photos' / 'b' / 'bad.png').write_bytes(b'')
     command = ['bash', ROOT / 'tools' / 'dist_infer.sh', *tiny, 2, tmp_path / 'photos', '--out-dir', tmp_path / 'two']
-    variables = {**os.environ, 'PYTHON': sys.executable}
+    variables = {**os.environ, **python_of_scripts(fresh=False)}
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=300)
     assert result.returncode == 1 and 'error: 2 of 26 inputs could not be predicted' in result.stderr
     with pytest.raises(UserError, match='2 of 26 inputs'):
@@ -668,6 +666,7 @@ def test_killed_at_random_and_started_again(full, tiny, tmp_path):
             os.kill(worker, signal.SIGKILL)
     assert reached == sorted(reached) and 0 < reached[0] < number, reached
     print(f'killed at {reached} of {number}')
+    variables.update(python_of_scripts(fresh=False))
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=600)
     assert result.returncode == 0, result.stderr
     infer(*tiny, [root], tmp_path / 'undisturbed')

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers.reference import ROOT, SEGMENTOR_CONFIGS, config_of, shared
 from helpers.tiny import write_tiny_config
-from helpers.tools import assert_user_error, run_tool
+from helpers.tools import assert_user_error, run_python, run_tool
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmseg.apis import MMSegInferencer
@@ -78,16 +78,14 @@ def test_our_tool_gives_the_genuine_numbers_from_any_directory(request, form, re
         assert Image.open(tmp_path / 'pictures' / picture).width > 1000
 
 
-@pytest.mark.parametrize('form', ['converted', 'raw'])
+@pytest.mark.parametrize('form', [pytest.param('converted', marks=pytest.mark.full), 'raw'])
 def test_mmsegs_own_tool_gives_them_too(request, form, real_m3, ade20k_sample, tmp_path):
     checkpoint = request.getfixturevalue('converted') if form == 'converted' else real_m3
     tool = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'test.py'
-    command = [sys.executable, tool, CONFIG, checkpoint, '--work-dir', tmp_path / 'work', '--out', tmp_path / 'maps']
+    command = [tool, CONFIG, checkpoint, '--work-dir', tmp_path / 'work', '--out', tmp_path / 'maps']
     command += ['--cfg-options', f'test_dataloader.dataset.data_root={ade20k_sample}']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
+    result = run_python(*command, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert GENUINE in result.stdout
     assert_genuine_maps(tmp_path / 'maps')
@@ -95,16 +93,14 @@ def test_mmsegs_own_tool_gives_them_too(request, form, real_m3, ade20k_sample, t
 
 def test_mmsegs_own_tool_is_strict_too(real_m3, ade20k_sample, tmp_path):
     tool = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'test.py'
-    command = [sys.executable, tool, config_of('m4'), real_m3, '--work-dir', tmp_path / 'work']
+    command = [tool, config_of('m4'), real_m3, '--work-dir', tmp_path / 'work']
     command += ['--cfg-options', f'test_dataloader.dataset.data_root={ade20k_sample}']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
+    result = run_python(*command, env=environment, cwd=tmp_path)
     assert result.returncode == 1 and '382 disagreement' in result.stderr
 
 
-@pytest.mark.parametrize('form', ['converted', 'raw'])
+@pytest.mark.parametrize('form', [pytest.param('converted', marks=pytest.mark.full), 'raw'])
 def test_inferencer_gives_them_too(request, form, real_m3, ade20k_sample, tmp_path):
     checkpoint = request.getfixturevalue('converted') if form == 'converted' else real_m3
     images = sorted((ade20k_sample / 'images' / 'validation').glob('*.jpg'))

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.reference import ROOT
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
 from mmengine.config import Config
@@ -198,11 +196,8 @@ class Unmount(Hook):
     config = write_tiny_config(
         tmp_path, scenes, "custom_imports = dict(imports=['projects.recnext.recnext'])\n" + extra
     )
-    command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', tmp_path / 'work']
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
+    result = run_tool('train', config, '--work-dir', tmp_path / 'work', cwd=tmp_path, env=environment)
     assert_user_error(result, str(scenes / 'images' / 'training'), 'cannot be read: No such file or directory')
     assert 'Iter(train) [  2/100]' in result.stdout
 

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from helpers.reference import ROOT, config_of
 from helpers.tiny import write_tiny_config
-from helpers.tools import assert_user_error, run_tool
+from helpers.tools import assert_user_error, run_tool, warm_python
 from mmengine.config import Config
 from mmseg.registry import MODELS
 from PIL import Image
@@ -52,7 +51,7 @@ class Guide:
 
     def run(self, word: str, extra: str = '') -> str:
         """Run it, as it stands and with ``extra`` behind; what it says."""
-        environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+        environment = {**os.environ, 'PATH': f'{Path(warm_python()).parent}:{os.environ["PATH"]}'}
         result = subprocess.run(
             f'{self.command(word)} {extra}', shell=True, cwd=self.folder, env=environment, capture_output=True,
             text=True, timeout=300,

@@ -87,7 +87,8 @@ def two_processes(scenes, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp('two')
     config = write_tiny_config(folder, scenes, FROZEN_NORMS)
     options = ['train_cfg.max_iters=5', 'train_cfg.val_interval=5']
-    said = run('dist_train.sh', config, 2, '--work-dir', folder / 'work', '--cfg-options', *options)
+    arguments = ['--work-dir', folder / 'work', '--cfg-options', *options]
+    said = run('dist_train.sh', config, 2, *arguments, fresh=True)
     return said, folder / 'work'
 
 
@@ -152,7 +153,8 @@ def test_two_machines_on_one(trained, tmp_path, script):
 def test_one_process_killed_ends_them_all(scenes, tmp_path, victim):
     config = write_tiny_config(tmp_path, scenes)
     options = ['train_cfg.max_iters=100000', 'train_dataloader.num_workers=1']
-    process = start('dist_train.sh', config, 2, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
+    arguments = ['--work-dir', tmp_path / 'work', '--cfg-options', *options]
+    process = start('dist_train.sh', config, 2, *arguments, fresh=True)
     for line in process.stdout:
         if 'Iter(train)' in line:
             break

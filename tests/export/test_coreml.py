@@ -22,7 +22,7 @@ EXACT = CoreMLBackend(precision='fp32')
         ('mlprogram', 'fp32', 1.0),
         ('mlprogram', 'fp16', 0.995),
         ('neuralnetwork', 'fp32', 1.0),
-        ('neuralnetwork', 'fp16', 0.995),
+        pytest.param('neuralnetwork', 'fp16', 0.995, marks=pytest.mark.full),
     ],
 )
 def test_the_saved_segmentor_gives_the_labels_of_pytorch(tiny, tmp_path, format, precision, least):

@@ -6,26 +6,30 @@ import subprocess
 import sys
 
 from helpers.reference import ROOT
-
-# torchrun's processes get threads as the scripts say.
-ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable}
-ENVIRONMENT.pop('OMP_NUM_THREADS', None)
-
+from helpers.tools import warm_python
 
 STARTED: list[subprocess.Popen] = []
 
 
-def start(script: str, *args: object, **variables: str) -> subprocess.Popen:
+def python_of_scripts(fresh: bool) -> dict[str, str]:
+    """The variables by which the scripts, and torchrun in them, choose an interpreter."""
+    return dict(PYTHON=sys.executable) if fresh else dict(PYTHON=warm_python(), PYTHON_EXEC=warm_python())
+
+
+def start(script: str, *args: object, fresh: bool = False, **variables: str) -> subprocess.Popen:
+    """Start it; ``fresh`` as in :func:`helpers.tools.run_tool`."""
+    environment = {**os.environ, **python_of_scripts(fresh), **variables}
+    environment.pop('OMP_NUM_THREADS', None)  # torchrun's processes get threads as the scripts say
     process = subprocess.Popen(
         ['bash', str(ROOT / 'tools' / script), *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**ENVIRONMENT, **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
     )  # fmt: skip
     STARTED.append(process)
     return process
 
 
-def run(script: str, *args: object, **variables: str) -> str:
-    process = start(script, *args, **variables)
+def run(script: str, *args: object, fresh: bool = False, **variables: str) -> str:
+    process = start(script, *args, fresh=fresh, **variables)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     return said

@@ -1,9 +1,10 @@
 """An interpreter that has imported what the command lines need, and forks for each of them. Started by tools.py.
 
-Reads requests from the socket whose descriptor is its argument; each comes with the stdin, stdout and stderr of a
-command line. Answers with the process's id, and with its exit code when it has ended.
+Its arguments are the path of a socket, at which warm_python.py asks for runs, and the descriptor of another, which is
+closed when pytest has ended: it then ends as well, and all that it has started.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -11,19 +12,23 @@ import json
 import os
 import pkgutil
 import runpy
-import select
+import selectors
 import signal
 import socket
 import sys
 import tempfile
+import threading
+import types
 from pathlib import Path
-
-import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = 'cv2', 'matplotlib.pyplot', 'mmengine.runner', 'mmseg.apis', 'mmpretrain.models', 'timm'
+IMPORTED_BY_LAUNCHERS = 'torch.distributed.launcher.api', 'torch.distributed.elastic.rendezvous.c10d_rendezvous_backend'
 PACKAGE = 'projects.recnext.recnext'
+AT_START = 'PYTHON', 'LD_', 'OPENBLAS_', 'MKL_', 'CUDA_'
+"""Beginnings of the variables that mean nothing to a process once it runs."""
+LATER = 'PYTHON', 'PYTHON_EXEC', 'PYTHONPATH'
+"""Names among them that our scripts and torchrun read, and the path, which is set here."""
 LONGEST = 1 << 20
 """Bytes of a request."""
 
@@ -34,7 +39,7 @@ def import_what_tools_need() -> None:
     parts = [module.name for module in pkgutil.walk_packages(package.__path__, f'{PACKAGE}.')]
     # Configs import the classifier, and it is for the tests to see that they do.
     parts.remove(f'{PACKAGE}.models.classifier')
-    for name in [*IMPORTED, *parts]:
+    for name in [*IMPORTED, *IMPORTED_BY_LAUNCHERS, *parts]:
         with contextlib.suppress(ImportError):  # what is not installed, a command line will say itself
             importlib.import_module(name)
     assert len(os.listdir('/proc/self/task')) == 1, 'a fork would lack the threads that an import has started'
@@ -43,15 +48,24 @@ def import_what_tools_need() -> None:
     gc.freeze()
 
 
-def next_request(client: socket.socket) -> dict:
-    """Fork for every request. Returns in the forked processes alone: the server itself ends when its client has."""
-    while True:
+def next_request(listener: socket.socket, lifeline: socket.socket) -> dict:
+    """Fork for every request. Returns in the forked processes alone."""
+    selector = selectors.DefaultSelector()
+    running: dict[int, int] = {}
+    """Process by the descriptor that tells its end."""
+
+    def answer_to(client: socket.socket) -> dict | None:
         message, descriptors, _, _ = socket.recv_fds(client, LONGEST, 3)
         if not message:
-            end_all()
+            client.close()
+            return None
         process = os.fork()
         if process == 0:
+            for key in list(selector.get_map().values()):
+                os.close(key.fd) if isinstance(key.fileobj, int) else key.fileobj.close()
+            selector.close()
             client.close()
+            os.setsid()
             for standard, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, standard)
                 os.close(descriptor)
@@ -59,41 +73,119 @@ def next_request(client: socket.socket) -> dict:
         for descriptor in descriptors:
             os.close(descriptor)
         client.send(str(process).encode())
-        client.send(str(exit_code(process, client)).encode())
+        ended = os.pidfd_open(process)
+        running[ended] = process
+        selector.register(client, selectors.EVENT_READ, lambda: end(process))
+        selector.register(ended, selectors.EVENT_READ, lambda: ended_by_itself(ended, client))
+        return None
 
+    def end(process: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
 
-def exit_code(process: int, client: socket.socket) -> int:
-    """Wait for ``process``, negative if a signal ended it, but no longer than there is a client."""
-    ended = os.pidfd_open(process)
-    readable, _, _ = select.select([ended, client], [], [])
-    if client in readable:
-        end_all()
-    os.close(ended)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    def ended_by_itself(ended: int, client: socket.socket) -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(running.pop(ended), 0)[1])
+        selector.unregister(ended)
+        selector.unregister(client)
+        os.close(ended)
+        with client, contextlib.suppress(BrokenPipeError):
+            client.send(str(code).encode())
 
+    def end_all() -> None:
+        for process in running.values():
+            end(process)
+        os._exit(0)
 
-def end_all() -> None:
-    """End this process and all that were started from it: it leads a session of its own."""
-    os.killpg(0, signal.SIGKILL)
+    selector.register(lifeline, selectors.EVENT_READ, end_all)
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                client, _ = listener.accept()
+                if request := answer_to(client):
+                    return request
+            elif key.fd in selector.get_map():  # it may have gone with what came before it
+                key.data()
 
 
 def become(request: dict) -> None:
-    """Make this process what an interpreter is that was started as ``python tools/NAME.py ...``."""
+    """Make this process what an interpreter is that was started with the request's arguments."""
+    import numpy as np
+    import torch
+
+    different = {name for name, _ in request['env'].items() ^ ENVIRONMENT.items()}
+    if refused := sorted(name for name in different if name.startswith(AT_START) and name not in LATER):
+        sys.exit(f'{", ".join(refused)}: read when an interpreter starts, hence fresh=True')
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'])
+    sys.path[1:1] = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))
     if 'OMP_NUM_THREADS' in os.environ:
         torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     # Python's own random numbers begin anew in every fork.
     np.random.seed()
     torch.random.default_generator.seed()
-    sys.argv = request['argv']
-    sys.path[:2] = [str(Path(sys.argv[0]).parent)]
+    for number in request['ignored']:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def run(argv: list[str]) -> None:
+    """``[-u] (-c CODE | -m MODULE | SCRIPT) ...``"""
+    if argv[0] == '-u':
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)
+        argv = argv[1:]
+    kind, rest = argv[0], argv[1:]
+    del sys.path[0]
+    if kind == '-c':
+        main = sys.modules['__main__'] = types.ModuleType('__main__')
+        sys.path.insert(0, '')
+        sys.argv = [kind, *rest[1:]]
+        exec(compile(rest[0], '<string>', 'exec'), main.__dict__)
+    elif kind == '-m':
+        sys.path.insert(0, os.getcwd())
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name='__main__', alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(kind).absolute().parent))
+        sys.argv = argv
+        runpy.run_path(kind, run_name='__main__')
+
+
+def run_to_the_end(argv: list[str]) -> None:
+    """End as an interpreter does, but without taking everything apart that is imported: that takes half a second."""
+    code, signalled = 0, 0
+    try:
+        run(argv)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
+        code, signalled = 1, signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
+        sys.excepthook(type(error), error, error.__traceback__)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if signalled:
+        signal.signal(signalled, signal.SIG_DFL)
+        os.kill(os.getpid(), signalled)
+    os._exit(code & 0xFF)
 
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(ROOT))
+    ENVIRONMENT = dict(os.environ)
+    # Without these an import would start a thread, or ask the GPU for what no fork can use after it.
+    os.environ.update(OPENBLAS_NUM_THREADS='1', PYTORCH_NVML_BASED_CUDA_CHECK='1')
+    sys.path.insert(1, str(ROOT))
+    # Before the imports: who asks in the meantime has to wait, and is answered.
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(sys.argv[1])
+    listener.listen(64)
     import_what_tools_need()
-    become(next_request(socket.socket(fileno=int(sys.argv[1]))))
-    # An exception or sys.exit() ends this interpreter as it would any other.
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    request = next_request(listener, socket.socket(fileno=int(sys.argv[2])))
+    sys.path.remove(str(ROOT))
+    become(request)
+    run_to_the_end(request['argv'])

@@ -10,18 +10,13 @@ from pathlib import Path
 import pytest
 from helpers.reference import ROOT
 from helpers.tiny import write_tiny
-from helpers.tools import WarmInterpreter, is_running, run_tool, wait_until, warm_interpreter
+from helpers.tools import is_running, run_python, run_tool, start_warm_python, wait_until, warm_python
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='command lines are forked on Linux alone')
 
 
-def run_warm(script: Path, *args: object, timeout: float = 60, **kwargs: object) -> subprocess.CompletedProcess:
-    return warm_interpreter().run([str(script), *map(str, args)], timeout, **kwargs)
-
-
-def run_fresh(script: Path, *args: object, **kwargs: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(script), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kwargs)
+def run_fresh(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
+    return run_python(*args, fresh=True, **kwargs)
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def script(tmp_path):
     ],
 )
 def test_ends_as_in_a_new_interpreter(script, code, expected):
-    warm, fresh = run_warm(script(code)), run_fresh(script(code))
+    warm, fresh = run_python(script(code)), run_fresh(script(code))
     assert warm.returncode == fresh.returncode == expected
     assert warm.stdout == fresh.stdout
     # Tracebacks begin further out.
@@ -59,7 +54,7 @@ def test_ends_as_in_a_new_interpreter(script, code, expected):
 
 
 def test_a_traceback_goes_to_stderr(script):
-    result = run_warm(script('print("so far")\n1 / 0'))
+    result = run_python(script('print("so far")\n1 / 0'))
     assert result.returncode == 1 and result.stdout == 'so far\n'
     assert result.stderr.startswith('Traceback') and result.stderr.endswith('ZeroDivisionError: division by zero\n')
 
@@ -76,14 +71,55 @@ def test_starts_as_in_a_new_interpreter(script, tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     kwargs = dict(cwd=tmp_path / 'elsewhere', env={**os.environ, 'OF_OURS': '1'}, input='typed in\nwith ö')
     path = script(ENVIRONMENT)
-    warm, fresh = run_warm(path, 'a', 'b c', **kwargs), run_fresh(path, 'a', 'b c', **kwargs)
+    warm, fresh = run_python(path, 'a', 'b c', **kwargs), run_fresh(path, 'a', 'b c', **kwargs)
     assert warm.stdout == fresh.stdout and "'b c'" in warm.stdout
     assert warm.returncode == fresh.returncode == 0 and warm.stderr == fresh.stderr == ''
 
 
 def test_what_an_interpreter_reads_at_its_start_is_refused(script):
-    with pytest.raises(AssertionError, match=r'PYTHONPATH.*fresh=True'):
-        run_warm(script('pass'), env={**os.environ, 'PYTHONPATH': '/elsewhere'})
+    result = run_python(script('pass'), env={**os.environ, 'PYTHONHASHSEED': '1'})
+    assert result.returncode == 1 and 'PYTHONHASHSEED: read when an interpreter starts' in result.stderr
+
+
+@pytest.mark.parametrize('fresh', [False, True])
+def test_every_way_to_start_python(script, tmp_path, fresh):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'what_is_there.py').write_text('import sys; print(sys.argv[1:], sys.path[0])')
+    kwargs = dict(env={**os.environ, 'PYTHONPATH': str(tmp_path / 'elsewhere')}, cwd=tmp_path, fresh=fresh)
+    for arguments, beginning in (['-c', 'import what_is_there'], ''), (['-m', 'what_is_there'], str(tmp_path)):
+        for unbuffered in ([], ['-u']):
+            result = run_python(*unbuffered, *arguments, 'a', 'b c', **kwargs)
+            assert result.stdout == f"['a', 'b c'] {beginning}\n" and result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(('number', 'end'), [(signal.SIGTERM, (1, 'told by 15\n')), (signal.SIGKILL, (-9, ''))])
+def test_signals_reach_it_and_a_kill_takes_along_what_it_started(script, number, end):
+    code = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f'told by {number}'))
+child = os.fork()
+if child:
+    print(os.getpid(), child, flush=True)
+time.sleep(600)
+"""
+    command = [warm_python(), script(code)]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, child = map(int, program.stdout.readline().split())
+    program.send_signal(number)
+    if number == signal.SIGTERM:
+        wait_until(lambda: not is_running(process))
+        os.kill(child, signal.SIGKILL)
+    assert (program.communicate()[1], program.returncode) == end[::-1]
+    wait_until(lambda: not is_running(process) and not is_running(child))
+
+
+def test_several_at_once(script):
+    """Each waits for the other."""
+    code = 'import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\n'
+    code += 'while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.01)'
+    path, names = script(code), ['a', 'b']
+    programs = [subprocess.Popen([warm_python(), path, *pair], cwd=path.parent) for pair in (names, names[::-1])]
+    assert [program.wait(60) for program in programs] == [0, 0]
 
 
 CHANGES = """
@@ -97,7 +133,7 @@ os.chdir('/')
 
 
 def test_runs_share_nothing(script):
-    first, second = run_warm(script(CHANGES)), run_warm(script(CHANGES))
+    first, second = run_python(script(CHANGES)), run_python(script(CHANGES))
     assert first.returncode == 0 and first.stdout == second.stdout
     assert first.stdout.startswith('False False')
 
@@ -116,7 +152,7 @@ print(random.random(), numpy.random.rand(), torch.rand(1).item())
 
 def test_nothing_is_there_that_a_run_would_make(script):
     """Instances that MMEngine keeps by name, a temporary folder, threads, random numbers."""
-    first, second = (run_warm(script(INHERITED)).stdout.splitlines() for _ in range(2))
+    first, second = (run_python(script(INHERITED)).stdout.splitlines() for _ in range(2))
     assert first[:2] == second[:2] == ['[] None', '1 False']
     assert not set(first[2].split()) & set(second[2].split())
 
@@ -139,42 +175,36 @@ if __name__ == '__main__':
 
 
 def test_processes_and_threads_can_be_started(script):
-    result = run_warm(script(WORKERS))
+    result = run_python(script(WORKERS))
     assert result.returncode == 0, result.stderr
     assert result.stdout == '[[0, 1], [2, 3], [4, 5]]\n[0, 2, 4, 6]\n[0, 2, 4, 6]\ntensor(True) 2\n'
 
 
-def test_a_timeout_ends_the_process(script):
-    with pytest.raises(subprocess.TimeoutExpired):
-        run_warm(script('import time; time.sleep(3600)'), timeout=0.1)
-    # It would not begin before the other has ended.
-    assert run_warm(script('print(1)')).stdout == '1\n'
-
-
 def test_the_interpreter_and_its_runs_end_with_the_client(script, tmp_path):
     code = """
-import sys; sys.path[:0] = sys.argv[1:3]
-from helpers.tools import warm_interpreter
-print(warm_interpreter().process.pid, flush=True)
-warm_interpreter().run([sys.argv[3], sys.argv[4]], 600)
+import subprocess, sys; sys.path[:0] = sys.argv[1:3]
+from helpers.tools import warm_python
+subprocess.run([warm_python(), *sys.argv[3:]])
 """
     endless = tmp_path / 'endless.py'
-    endless.write_text('import os, sys, time; open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(600)')
-    command = [sys.executable, script(code), ROOT / 'tests', ROOT, endless, tmp_path / 'pid']
-    client = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    interpreter = int(client.stdout.readline())
-    wait_until(lambda: (tmp_path / 'pid').exists() and (tmp_path / 'pid').read_text())
+    endless.write_text(
+        'import os, pathlib, sys, time\n'
+        'pathlib.Path("part").write_text(f"{os.getppid()} {os.getpid()}")\n'
+        'os.rename("part", sys.argv[1]); time.sleep(600)'
+    )
+    command = [sys.executable, script(code), ROOT / 'tests', ROOT, endless, 'processes']
+    client = subprocess.Popen(list(map(str, command)), cwd=tmp_path)
+    wait_until((tmp_path / 'processes').exists)
     client.kill()
-    client.communicate()
-    wait_until(lambda: not is_running(interpreter) and not is_running(int((tmp_path / 'pid').read_text())))
+    client.wait()
+    processes = [int(process) for process in (tmp_path / 'processes').read_text().split()]
+    wait_until(lambda: not any(map(is_running, processes)))
 
 
-def test_an_interpreter_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr('helpers.tools.WARM_INTERPRETER', Path('no_such_file.py'))
-    interpreter = WarmInterpreter()
-    with pytest.raises(RuntimeError, match=r'has ended.*\n?.*no_such_file\.py'):
-        interpreter.run(['x.py'], 60)
-    interpreter.end()
+def test_an_interpreter_that_cannot_start_says_why():
+    program = start_warm_python(Path('no_such_file.py'))
+    result = subprocess.run([program, 'x.py'], capture_output=True, text=True)
+    assert result.returncode == 1 and 'has ended' in result.stderr and 'no_such_file.py' in result.stderr
 
 
 def plain(said: str) -> str:
