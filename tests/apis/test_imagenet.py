@@ -137,7 +137,7 @@ def test_tools_refuse_what_is_not_theirs(released, objects, tmp_path):
 def test_snippets(snippet, released):
     (released / 'projects').exists() or (released / 'projects').symlink_to(ROOT / 'projects')
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
-    result = run_python('-c', snippet, cwd=released, env=environment)
+    result = run_python('-c', snippet, fresh=True, cwd=released, env=environment)
     assert result.returncode == 0, result.stderr
 
 

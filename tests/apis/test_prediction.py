@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -292,7 +291,8 @@ def test_the_lines_in_the_readme(real_m3, ade20k_sample, tmp_path):
     snippet = re.search(r'```python\n(from projects.recnext.recnext.apis.predictor.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]  # fmt: skip # noqa: E501
     shutil.copy(real_m3, tmp_path / 'recnext_m3_ade20k.pth')
     shutil.copy(ade20k_sample / 'images' / 'validation' / 'ADE_val_00000001.jpg', tmp_path / 'photo.jpg')
-    result = run_python('-c', snippet, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    result = run_python('-c', snippet, fresh=True, timeout=120, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / 'overlay.jpg').width == 683
     assert "name='building'" in result.stdout and 'share=0.402112' in result.stdout
@@ -640,7 +640,7 @@ def test_killed_at_random_and_started_again(full, tiny, tmp_path):
     for k in range(number):
         save(root / f'{k % 7}' / f'{k // 7}.png', scene(k % 50, 32, 32) ^ np.uint8(k // 50))
     command = ['bash', ROOT / 'tools' / 'dist_infer.sh', *tiny, 2, root, '--out-dir', out]
-    variables = {**os.environ, 'PYTHON': sys.executable}
+    variables = {**os.environ, **python_of_scripts(fresh=True)}
 
     def finished() -> int:
         return sum(1 for _ in (out / 'areas').rglob('*.json'))

@@ -85,7 +85,7 @@ def test_mmsegs_own_tool_gives_them_too(request, form, real_m3, ade20k_sample, t
     command = [tool, CONFIG, checkpoint, '--work-dir', tmp_path / 'work', '--out', tmp_path / 'maps']
     command += ['--cfg-options', f'test_dataloader.dataset.data_root={ade20k_sample}']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    result = run_python(*command, env=environment, cwd=tmp_path)
+    result = run_python(*command, fresh=True, timeout=300, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert GENUINE in result.stdout
     assert_genuine_maps(tmp_path / 'maps')
@@ -96,7 +96,7 @@ def test_mmsegs_own_tool_is_strict_too(real_m3, ade20k_sample, tmp_path):
     command = [tool, config_of('m4'), real_m3, '--work-dir', tmp_path / 'work']
     command += ['--cfg-options', f'test_dataloader.dataset.data_root={ade20k_sample}']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    result = run_python(*command, env=environment, cwd=tmp_path)
+    result = run_python(*command, fresh=True, timeout=300, env=environment, cwd=tmp_path)
     assert result.returncode == 1 and '382 disagreement' in result.stderr
 
 

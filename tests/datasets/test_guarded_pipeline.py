@@ -197,7 +197,8 @@ class Unmount(Hook):
         tmp_path, scenes, "custom_imports = dict(imports=['projects.recnext.recnext'])\n" + extra
     )
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-    result = run_tool('train', config, '--work-dir', tmp_path / 'work', cwd=tmp_path, env=environment)
+    options = ['--work-dir', tmp_path / 'work']
+    result = run_tool('train', config, *options, fresh=True, timeout=300, cwd=tmp_path, env=environment)
     assert_user_error(result, str(scenes / 'images' / 'training'), 'cannot be read: No such file or directory')
     assert 'Iter(train) [  2/100]' in result.stdout
 

@@ -48,7 +48,7 @@ def warm_python() -> str:
     """A program that is to the caller what ``python`` is, and saves seconds.
 
     It does not start an interpreter: it has one forked that has imported everything (warm_interpreter.py). That one
-    starts when first asked for and ends with this process of pytest.
+    starts when first asked for and ends with this process of pytest. Not for what is to show that imports work.
     """
     return start_warm_python(FOLDER / 'warm_interpreter.py') if sys.platform == 'linux' else sys.executable
 

@@ -18,17 +18,18 @@ import socket
 import sys
 import tempfile
 import threading
-import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = 'cv2', 'matplotlib.pyplot', 'mmengine.runner', 'mmseg.apis', 'mmpretrain.models', 'timm'
-IMPORTED_BY_LAUNCHERS = 'torch.distributed.launcher.api', 'torch.distributed.elastic.rendezvous.c10d_rendezvous_backend'
+IMPORTED = (
+    *('cv2', 'matplotlib.pyplot', 'mmengine.runner', 'mmseg.apis', 'mmpretrain.models', 'timm'),
+    *('torch.distributed.launcher.api', 'torch.distributed.elastic.rendezvous.c10d_rendezvous_backend'),  # torchrun's
+)
 PACKAGE = 'projects.recnext.recnext'
 AT_START = 'PYTHON', 'LD_', 'OPENBLAS_', 'MKL_', 'CUDA_'
 """Beginnings of the variables that mean nothing to a process once it runs."""
-LATER = 'PYTHON', 'PYTHON_EXEC', 'PYTHONPATH'
-"""Names among them that our scripts and torchrun read, and the path, which is set here."""
+LATER = 'PYTHON', 'PYTHON_EXEC'
+"""What begins so and is read by our scripts and by torchrun."""
 LONGEST = 1 << 20
 """Bytes of a request."""
 
@@ -39,7 +40,7 @@ def import_what_tools_need() -> None:
     parts = [module.name for module in pkgutil.walk_packages(package.__path__, f'{PACKAGE}.')]
     # Configs import the classifier, and it is for the tests to see that they do.
     parts.remove(f'{PACKAGE}.models.classifier')
-    for name in [*IMPORTED, *IMPORTED_BY_LAUNCHERS, *parts]:
+    for name in [*IMPORTED, *parts]:
         with contextlib.suppress(ImportError):  # what is not installed, a command line will say itself
             importlib.import_module(name)
     assert len(os.listdir('/proc/self/task')) == 1, 'a fork would lack the threads that an import has started'
@@ -51,61 +52,68 @@ def import_what_tools_need() -> None:
 def next_request(listener: socket.socket, lifeline: socket.socket) -> dict:
     """Fork for every request. Returns in the forked processes alone."""
     selector = selectors.DefaultSelector()
-    running: dict[int, int] = {}
-    """Process by the descriptor that tells its end."""
-
-    def answer_to(client: socket.socket) -> dict | None:
-        message, descriptors, _, _ = socket.recv_fds(client, LONGEST, 3)
-        if not message:
-            client.close()
-            return None
-        process = os.fork()
-        if process == 0:
-            for key in list(selector.get_map().values()):
-                os.close(key.fd) if isinstance(key.fileobj, int) else key.fileobj.close()
-            selector.close()
-            client.close()
-            os.setsid()
-            for standard, descriptor in enumerate(descriptors):
-                os.dup2(descriptor, standard)
-                os.close(descriptor)
-            return json.loads(message)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        client.send(str(process).encode())
-        ended = os.pidfd_open(process)
-        running[ended] = process
-        selector.register(client, selectors.EVENT_READ, lambda: end(process))
-        selector.register(ended, selectors.EVENT_READ, lambda: ended_by_itself(ended, client))
-        return None
-
-    def end(process: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)
-
-    def ended_by_itself(ended: int, client: socket.socket) -> None:
-        code = os.waitstatus_to_exitcode(os.waitpid(running.pop(ended), 0)[1])
-        selector.unregister(ended)
-        selector.unregister(client)
-        os.close(ended)
-        with client, contextlib.suppress(BrokenPipeError):
-            client.send(str(code).encode())
-
-    def end_all() -> None:
-        for process in running.values():
-            end(process)
-        os._exit(0)
-
-    selector.register(lifeline, selectors.EVENT_READ, end_all)
-    selector.register(listener, selectors.EVENT_READ)
+    for known in (listener, lifeline):
+        selector.register(known, selectors.EVENT_READ)
     while True:
-        for key, _ in selector.select():
-            if key.fileobj is listener:
-                client, _ = listener.accept()
-                if request := answer_to(client):
-                    return request
-            elif key.fd in selector.get_map():  # it may have gone with what came before it
-                key.data()
+        key, _ = selector.select()[0]  # one at a time: it may take away what would come next
+        if key.fileobj is lifeline:
+            for other in selector.get_map().values():
+                if isinstance(other.fileobj, int):
+                    end(other.data[0])
+            os._exit(0)
+        elif key.fileobj is listener:
+            client, _ = listener.accept()
+            if request := answer_to(client, selector):
+                return request
+        elif isinstance(key.fileobj, int):  # a process has ended
+            process, client = key.data
+            selector.unregister(key.fileobj)
+            os.close(key.fileobj)
+            if client in selector.get_map():
+                selector.unregister(client)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            with client:
+                tell(client, code)
+        else:  # a client is gone, but not its process
+            selector.unregister(key.fileobj)
+            end(key.data)
+
+
+def answer_to(client: socket.socket, selector: selectors.BaseSelector) -> dict | None:
+    """Fork. The request in the forked process, and nothing here."""
+    message, descriptors, _, _ = socket.recv_fds(client, LONGEST, 3)
+    if not message:
+        client.close()
+        return None
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        for key in list(selector.get_map().values()):
+            os.close(key.fileobj) if isinstance(key.fileobj, int) else key.fileobj.close()
+        selector.close()
+        client.close()
+        for standard, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, standard)
+            os.close(descriptor)
+        return json.loads(message)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    tell(client, process)
+    selector.register(client, selectors.EVENT_READ, process)
+    selector.register(os.pidfd_open(process), selectors.EVENT_READ, (process, client))
+    return None
+
+
+def tell(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(ConnectionError):  # it may have been killed
+        client.send(str(number).encode())
+
+
+def end(process: int) -> None:
+    """And what it has started, unless it is too young to lead a session."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
 
 
 def become(request: dict) -> None:
@@ -119,7 +127,6 @@ def become(request: dict) -> None:
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'])
-    sys.path[1:1] = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))
     if 'OMP_NUM_THREADS' in os.environ:
         torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     # Python's own random numbers begin anew in every fork.
@@ -130,19 +137,14 @@ def become(request: dict) -> None:
 
 
 def run(argv: list[str]) -> None:
-    """``[-u] (-c CODE | -m MODULE | SCRIPT) ...``"""
+    """``[-u] (-m MODULE | SCRIPT) ...``"""
     if argv[0] == '-u':
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(write_through=True)
         argv = argv[1:]
     kind, rest = argv[0], argv[1:]
     del sys.path[0]
-    if kind == '-c':
-        main = sys.modules['__main__'] = types.ModuleType('__main__')
-        sys.path.insert(0, '')
-        sys.argv = [kind, *rest[1:]]
-        exec(compile(rest[0], '<string>', 'exec'), main.__dict__)
-    elif kind == '-m':
+    if kind == '-m':
         sys.path.insert(0, os.getcwd())
         sys.argv = rest
         runpy.run_module(rest[0], run_name='__main__', alter_sys=True)

@@ -33,7 +33,7 @@ def main(folder: str, argv: list[str]) -> None:
     code = receive(server, folder)
     if code < 0:  # a signal has ended it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
