@@ -1,5 +1,6 @@
 """Shared fixtures: reference files, small checkpoints, a browser."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker('full')]
         items[:] = [item for item in items if not item.get_closest_marker('full')]
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections the millions of objects of what is imported: mmengine collects for every dataset."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -36,7 +36,7 @@ def test_released_segmentors(released, tmp_path, arch):
 
 
 @pytest.mark.parametrize('form', ['pth', 'bare', 'safetensors', 'ddp'])
-@pytest.mark.parametrize('arch', ['m0', 'a3'])
+@pytest.mark.parametrize('arch', ['m0', pytest.param('a3', marks=pytest.mark.full)])
 def test_imagenet_files(released, tmp_path, arch, form):
     weights = read_checkpoint(released(f'recnext_{arch}_distill_300e'))['model']
     source, there, back = tmp_path / f'source.{form}', tmp_path / 'there.pth', tmp_path / 'back.pth'
@@ -58,8 +58,14 @@ def test_imagenet_files(released, tmp_path, arch, form):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in restored.items())
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('arch', ['m0', 'a3'])
+@pytest.mark.parametrize(
+    ('arch', 'suffix'),
+    [
+        ('m0', '.pth'),
+        ('a0', '.safetensors'),
+        *(pytest.param('a3', suffix, marks=pytest.mark.full) for suffix in ('.pth', '.safetensors')),
+    ],
+)
 def test_classifiers_there_and_back_are_bit_equal(released, tmp_path, arch, suffix):
     first = released(f'recnext_{arch}_distill_300e')
     weights = read_checkpoint(first)['model']

@@ -14,7 +14,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from helpers.reference import ROOT, SEGMENTOR_CONFIGS, config_of, shared
+from helpers.reference import ROOT, SEGMENTOR_CONFIGS, config_of, genuine_maps, shared
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_python, run_tool
 from mmengine.config import Config
@@ -48,12 +48,6 @@ def converted(real_m3, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('converted') / 'm3.pth'
     convert_file(real_m3, path)
     return path
-
-
-def genuine_maps() -> dict[str, np.ndarray]:
-    """Label maps of the 0.x stack, by name of the image."""
-    folder = shared('legacy/real_m3/predictions')
-    return {path.stem: np.array(Image.open(path)) for path in sorted(folder.glob('*.png'))}
 
 
 def assert_genuine_maps(folder: Path) -> None:
@@ -91,6 +85,7 @@ def test_mmsegs_own_tool_gives_them_too(request, form, real_m3, ade20k_sample, t
     assert_genuine_maps(tmp_path / 'maps')
 
 
+@pytest.mark.full
 def test_mmsegs_own_tool_is_strict_too(real_m3, ade20k_sample, tmp_path):
     tool = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'test.py'
     command = [tool, config_of('m4'), real_m3, '--work-dir', tmp_path / 'work']
@@ -159,36 +154,31 @@ def losses(work_dir: Path) -> list[float]:
 
 
 def test_training_learns_then_tests_and_resumes(scenes, tmp_path):
-    """A dozen iterations on eight scenes: loss falls, the checkpoint tests, augmented too, and training goes on."""
+    """Twenty iterations on eight scenes: loss falls, the checkpoint tests, augmented too, and training goes on."""
     work = tmp_path / 'work'
-    options = ['--data-root', scenes, '--work-dir', work, '--cfg-options', 'train_dataloader.num_workers=0']
-    options += ['val_dataloader.num_workers=0', 'default_hooks.logger.interval=1']
-    first = run_tool(
-        'train', DEMO_CONFIG, *options, 'train_cfg.max_iters=12', 'train_cfg.val_interval=12',
-        'default_hooks.checkpoint.interval=12', 'param_scheduler=None', cwd=tmp_path,
-    )  # fmt: skip
+    config = write_tiny_config(tmp_path, scenes, "default_hooks['checkpoint'].update(save_best='mIoU')")
+    options = ['--work-dir', work, '--cfg-options', 'param_scheduler=None', 'optim_wrapper.optimizer.lr=0.01']
+    first = run_tool('train', config, *options, 'train_cfg.max_iters=20', 'train_cfg.val_interval=20', cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     curve = losses(work)
-    assert len(curve) == 12 and np.mean(curve[-3:]) < 0.75 * np.mean(curve[:2])
-    tested = run_tool('test', DEMO_CONFIG, work / 'iter_12.pth', '--data-root', scenes, '--work-dir', tmp_path / 'test')
+    assert len(curve) == 20 and np.mean(curve[-3:]) < 0.75 * np.mean(curve[:2])
+    tested = run_tool('test', config, work / 'iter_20.pth', '--work-dir', tmp_path / 'test')
     assert tested.returncode == 0, tested.stderr
     validated = [line for line in first.stdout.splitlines() if 'Iter(val)' in line][-1]
     figures = [word.split('data_time')[0].strip() for word in (validated, tested.stdout.splitlines()[-1])]
     assert figures[0].split('aAcc')[1] == figures[1].split('aAcc')[1]
-    assert (work / 'best_mIoU_iter_12.pth').exists()
-    averaged = run_tool(
-        'test', DEMO_CONFIG, work / 'iter_12.pth', '--tta', '--data-root', scenes, '--work-dir', tmp_path / 'tta'
-    )
+    assert (work / 'best_mIoU_iter_20.pth').exists()
+    averaged = run_tool('test', config, work / 'iter_20.pth', '--tta', '--work-dir', tmp_path / 'tta')
     assert averaged.returncode == 0, averaged.stderr
     assert averaged.stdout.splitlines()[-1].split('aAcc')[1] != tested.stdout.splitlines()[-1].split('aAcc')[1]
     resumed = run_tool(
-        'train', DEMO_CONFIG, '--resume', *options, 'train_cfg.max_iters=14', 'train_cfg.val_interval=14',
-        'default_hooks.checkpoint.interval=14', 'param_scheduler=None', cwd=tmp_path,
-    )  # fmt: skip
+        'train', config, '--resume', *options, 'train_cfg.max_iters=22', 'train_cfg.val_interval=22', cwd=tmp_path
+    )
     assert resumed.returncode == 0, resumed.stderr
-    assert 'resumed epoch: 0, iter: 12' in resumed.stdout and (work / 'iter_14.pth').exists()
+    assert 'resumed epoch: 0, iter: 20' in resumed.stdout and (work / 'iter_22.pth').exists()
 
 
+@pytest.mark.full
 def test_loss_on_the_three_real_images_falls(ade20k_sample, tmp_path):
     options = dict(
         train_dataloader=dict(num_workers=0, batch_size=2),
@@ -215,9 +205,8 @@ def test_loss_on_the_three_real_images_falls(ade20k_sample, tmp_path):
 
 
 def test_amp_is_bfloat16(scenes, tmp_path):
-    options = ['--cfg-options', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
-    options += ['train_cfg.max_iters=1', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1']
-    result = run_tool('train', DEMO_CONFIG, '--amp', '--data-root', scenes, '--work-dir', tmp_path, *options)
+    config, options = write_tiny_config(tmp_path, scenes), ['--cfg-options', 'train_cfg.max_iters=1']
+    result = run_tool('train', config, '--amp', '--work-dir', tmp_path, *options)
     assert result.returncode == 0, result.stderr
     cfg = Config.fromfile(next(tmp_path.glob('*/vis_data/config.py')))
     assert cfg.optim_wrapper.type == 'Bfloat16OptimWrapper'

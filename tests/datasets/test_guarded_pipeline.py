@@ -103,7 +103,7 @@ def test_a_file_that_is_bad_is_named(scenes, tmp_path, harm, split):
     assert 'tools/check_dataset.py' in str(caught.value)
 
 
-@pytest.mark.parametrize('harm', ['cut image', 'of no class'])
+@pytest.mark.parametrize('harm', ['cut image', pytest.param('of no class', marks=pytest.mark.full)])
 def test_workers_say_the_same(scenes, tmp_path, harm):
     which, spoil, words = HARMS[harm]
     spoil(which(scenes))

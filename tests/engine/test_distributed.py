@@ -88,7 +88,7 @@ def two_processes(scenes, tmp_path_factory) -> tuple[str, Path]:
     config = write_tiny_config(folder, scenes, FROZEN_NORMS)
     options = ['train_cfg.max_iters=5', 'train_cfg.val_interval=5']
     arguments = ['--work-dir', folder / 'work', '--cfg-options', *options]
-    said = run('dist_train.sh', config, 2, *arguments, fresh=True)
+    said = run('dist_train.sh', config, 2, *arguments)
     return said, folder / 'work'
 
 

@@ -68,6 +68,7 @@ def test_stopped_and_resumed(scenes, undisturbed, tmp_path, workers):
     assert_bit_equal(weights(tmp_path / 'work' / 'iter_8.pth'), weights(undisturbed))
 
 
+@pytest.mark.full
 def test_another_seed_is_another_run(scenes, undisturbed, tmp_path):
     config = write_tiny_config(tmp_path, scenes)
     train(config, tmp_path / 'work', '--cfg-options', 'randomness.seed=1')
@@ -191,7 +192,7 @@ def copy_of(work: Path, to: Path, *iterations: int) -> Path:
     return to
 
 
-@pytest.mark.parametrize('harm', [cut, lose_power, empty])
+@pytest.mark.parametrize('harm', [lose_power, *(pytest.param(harm, marks=pytest.mark.full) for harm in (cut, empty))])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(scenes, undisturbed, tmp_path, harm):
     work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6, 7)
     harm(work / 'iter_6.pth')

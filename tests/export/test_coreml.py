@@ -1,6 +1,7 @@
 """Core ML: what is saved, read back and executed, is what PyTorch computes; what cannot be is said."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +18,20 @@ EXACT = CoreMLBackend(precision='fp32')
 
 
 @pytest.mark.parametrize(
-    ('format', 'precision', 'least'),
+    ('mixer', 'format', 'precision', 'least'),
     [
-        ('mlprogram', 'fp32', 1.0),
-        ('mlprogram', 'fp16', 0.995),
-        ('neuralnetwork', 'fp32', 1.0),
-        pytest.param('neuralnetwork', 'fp16', 0.995, marks=pytest.mark.full),
+        ('conv', 'mlprogram', 'fp16', 0.995),
+        ('conv', 'neuralnetwork', 'fp32', 1.0),
+        ('attn', 'mlprogram', 'fp32', 1.0),
+        pytest.param('conv', 'mlprogram', 'fp32', 1.0, marks=pytest.mark.full),
+        pytest.param('conv', 'neuralnetwork', 'fp16', 0.995, marks=pytest.mark.full),
+        pytest.param('attn', 'mlprogram', 'fp16', 0.995, marks=pytest.mark.full),
+        pytest.param('attn', 'neuralnetwork', 'fp32', 1.0, marks=pytest.mark.full),
+        pytest.param('attn', 'neuralnetwork', 'fp16', 0.995, marks=pytest.mark.full),
     ],
 )
-def test_the_saved_segmentor_gives_the_labels_of_pytorch(tiny, tmp_path, format, precision, least):
+def test_the_saved_segmentor_gives_the_labels_of_pytorch(tiny_of, tmp_path, mixer, format, precision, least):
+    tiny = tiny_of(mixer)
     out = tmp_path / f'new folder/tiny{SUFFIXES[format]}'
     table = export_to(out, CoreMLBackend(format, precision), tiny, size=[SIZE])
     for word in (str(out), 'MB', '64 x 128', 'conv', 'multiply-adds', precision, 'or later', 'labels equal', 'next'):
@@ -37,8 +43,8 @@ def test_the_saved_segmentor_gives_the_labels_of_pytorch(tiny, tmp_path, format,
     assert (labels == labels_of(tiny, image)).mean() >= least
 
 
-def test_a_file_says_what_it_is(tiny_m, tmp_path):
-    export_to(tmp_path / 'a.mlpackage', CoreMLBackend(), tiny_m, size=[SIZE], output='both')
+def test_a_file_says_what_it_is(tiny, tmp_path):
+    export_to(tmp_path / 'a.mlpackage', CoreMLBackend(), tiny, size=[SIZE], output='both')
     description = open_model(tmp_path / 'a.mlpackage').spec.description
     (image,) = description.input
     assert (image.name, image.type.imageType.height, image.type.imageType.width) == ('image', *SIZE)
@@ -60,9 +66,17 @@ def test_a_file_says_what_it_is(tiny_m, tmp_path):
     assert description.metadata.license == 'Apache-2.0' and 'RecNeXt' in description.metadata.author
 
 
-@pytest.mark.parametrize('fuse', ['none', pytest.param('norms', marks=pytest.mark.full), 'all'])
-def test_any_form_and_sizes_that_are_no_powers_of_two(tiny, tmp_path, fuse):
-    size = (96, 160)
+@pytest.mark.parametrize(
+    ('mixer', 'fuse'),
+    [
+        ('conv', 'all'),
+        ('attn', 'none'),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (('conv', 'none'), ('conv', 'norms'))),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (('attn', 'all'), ('attn', 'norms'))),
+    ],
+)
+def test_any_form_and_sizes_that_are_no_powers_of_two(tiny_of, tmp_path, mixer, fuse):
+    tiny, size = tiny_of(mixer), (96, 160)
     table = export_to(tmp_path / 'a.mlpackage', EXACT, tiny, size=[size], fuse=fuse)
     assert f'folded: {fuse}' in table
     assert ('pixel_shuffle' in table) == (fuse == 'all') and 'scatter' not in table
@@ -70,7 +84,9 @@ def test_any_form_and_sizes_that_are_no_powers_of_two(tiny, tmp_path, fuse):
     assert np.array_equal(open_model(tmp_path / 'a.mlpackage')(pixels(image))['labels'], labels_of(tiny, image))
 
 
-def test_several_sizes(tiny, tmp_path):
+@pytest.mark.parametrize('mixer', ['conv', pytest.param('attn', marks=pytest.mark.full)])
+def test_several_sizes(tiny_of, tmp_path, mixer):
+    tiny = tiny_of(mixer)
     sizes = [(128, 192), (256, 128)]
     export_to(tmp_path / 'a.mlpackage', EXACT, tiny, size=sizes)
     saved = open_model(tmp_path / 'a.mlpackage')
@@ -81,8 +97,17 @@ def test_several_sizes(tiny, tmp_path):
         assert np.array_equal(saved(pixels(image))['labels'], labels_of(tiny, image)), size
 
 
-@pytest.mark.parametrize('format', SUFFIXES)
-def test_the_bare_backbone(tiny, tmp_path, format):
+@pytest.mark.parametrize(
+    ('mixer', 'format'),
+    [
+        ('conv', 'mlprogram'),
+        ('attn', 'neuralnetwork'),
+        pytest.param('conv', 'neuralnetwork', marks=pytest.mark.full),
+        pytest.param('attn', 'mlprogram', marks=pytest.mark.full),
+    ],
+)
+def test_the_bare_backbone(tiny_of, tmp_path, mixer, format):
+    tiny = tiny_of(mixer)
     out = tmp_path / f'a{SUFFIXES[format]}'
     table = export_to(out, CoreMLBackend(format, 'fp32'), tiny, part='backbone', size=[SIZE])
     assert 'of the largest feature' in table
@@ -94,21 +119,30 @@ def test_the_bare_backbone(tiny, tmp_path, format):
         assert np.abs(saved[f'feature_{index}'] - feature.numpy()).max() < 1e-4 * feature.abs().max()
 
 
+@pytest.fixture(scope='module')
+def bytes_of_weights(tiny, tmp_path_factory) -> int:
+    """Of a file whose weights are not compressed."""
+    out = tmp_path_factory.mktemp('uncompressed') / 'a.mlpackage'
+    export_to(out, CoreMLBackend(), tiny, size=[SIZE], verify=False)
+    return weights_in(out)
+
+
+def weights_in(package: Path) -> int:
+    return (package / 'Data/com.apple.CoreML/weights/weight.bin').stat().st_size
+
+
 @pytest.mark.parametrize('how', ['linear8', 'palettize'])
-def test_compressed_weights(tiny_m, tmp_path, how):
-    sizes = {}
-    for compress in ('none', how):
-        out = tmp_path / f'{compress}.mlpackage'
-        # Random weights make labels that are closer to each other than those of a trained network.
-        table = export_to(out, CoreMLBackend(compress=compress), tiny_m, size=[SIZE], verify=False)
-        sizes[compress] = (out / 'Data/com.apple.CoreML/weights/weight.bin').stat().st_size
+def test_compressed_weights(tiny, bytes_of_weights, tmp_path, how):
+    out = tmp_path / f'{how}.mlpackage'
+    # Random weights make labels that are closer to each other than those of a trained network.
+    table = export_to(out, CoreMLBackend(compress=how), tiny, size=[SIZE], verify=False)
     assert f'weights {how}' in table and 'verified      no' in table
-    assert sizes[how] < 0.7 * sizes['none']
+    assert weights_in(out) < 0.7 * bytes_of_weights
     image = picture(SIZE)
-    assert (open_model(out)(pixels(image))['labels'] == labels_of(tiny_m, image)).mean() > 0.9
+    assert (open_model(out)(pixels(image))['labels'] == labels_of(tiny, image)).mean() > 0.9
 
 
-def test_overflow_in_16_bits_is_caught(tiny_m, tmp_path, monkeypatch):
+def test_overflow_in_16_bits_is_caught(tiny, tmp_path, monkeypatch):
     def enlarge(*args: object) -> object:
         source = load_source(*args)
         for network in (source.original, source.folded):
@@ -117,7 +151,7 @@ def test_overflow_in_16_bits_is_caught(tiny_m, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporter, 'load_source', enlarge)
     with pytest.raises(UserError, match='--precision fp32'):
-        export_to(tmp_path / 'a.mlpackage', CoreMLBackend(), tiny_m, size=[SIZE])
+        export_to(tmp_path / 'a.mlpackage', CoreMLBackend(), tiny, size=[SIZE])
     assert left_behind(tmp_path) == []
 
 
@@ -140,10 +174,10 @@ def test_overflow_in_16_bits_is_caught(tiny_m, tmp_path, monkeypatch):
         ({}, dict(size=None, cfg_options=dict(crop_size=None)), ['no crop_size', '--size HEIGHT WIDTH']),
     ],
 )
-def test_what_cannot_be_is_said_and_nothing_is_written(tiny_m, tmp_path, own, options, words):
+def test_what_cannot_be_is_said_and_nothing_is_written(tiny, tmp_path, own, options, words):
     (tmp_path / 'taken.mlpackage').mkdir()
     options = {'out': 'a.mlpackage', 'size': [SIZE], **options}
     with pytest.raises(UserError) as error:
-        export_to(tmp_path / options.pop('out'), CoreMLBackend(**own), tiny_m, **options)
+        export_to(tmp_path / options.pop('out'), CoreMLBackend(**own), tiny, **options)
     assert all(word in str(error.value) for word in words), error.value
     assert left_behind(tmp_path) == ['taken.mlpackage']

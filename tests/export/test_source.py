@@ -32,8 +32,8 @@ class Download(NamedTuple):
 
 
 @pytest.fixture
-def download(tiny_m, tmp_path) -> Download:
-    config, checkpoint = tiny_m
+def download(tiny, tmp_path) -> Download:
+    config, checkpoint = tiny
     weights = torch.load(checkpoint)['state_dict']
     released = tmp_path / 'mirror' / f'{NAME}.pth'
     released.parent.mkdir()
@@ -87,8 +87,8 @@ def test_a_file_that_was_trained_on_has_none_whatever_it_says(download):
     assert figures(source) == {} and 'called like a release' in source.without_figures
 
 
-def test_a_released_name_is_no_release(tiny_m, tmp_path):
-    config, checkpoint = tiny_m
+def test_a_released_name_is_no_release(tiny, tmp_path):
+    config, checkpoint = tiny
     assert load(config, Path(checkpoint)).without_figures is None
     called = tmp_path / f'{NAME}.pth'
     shutil.copy(checkpoint, called)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from projects.recnext.recnext.models.archs import ARCHS
 from projects.recnext.recnext.utils.paths import CONFIGS
@@ -34,6 +35,12 @@ def config_of(arch: str) -> Path:
 def read_layout(name: str) -> dict:
     """Keys, shapes and dtypes of a released checkpoint."""
     return json.loads(shared(f'legacy/layouts/{name}.json').read_text())
+
+
+def genuine_maps() -> dict[str, np.ndarray]:
+    """Label maps of the 0.x stack, by name of the image."""
+    folder = shared('legacy/real_m3/predictions')
+    return {path.stem: np.array(Image.open(path)) for path in sorted(folder.glob('*.png'))}
 
 
 def golden_input(height: int, width: int) -> torch.Tensor:

@@ -61,7 +61,7 @@ def start_warm_python(interpreter: Path) -> str:
             [sys.executable, interpreter, str(folder / 'socket'), str(theirs.fileno())], pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
         )  # fmt: skip
-    atexit.register(lambda: (ours.close(), process.wait(), shutil.rmtree(folder)))
+    atexit.register(lambda: (ours.close(), process.wait(), shutil.rmtree(folder, ignore_errors=True)))
     wait_until(lambda: (folder / 'socket').exists() or process.poll() is not None)
     program = folder / 'python'
     program.write_text(

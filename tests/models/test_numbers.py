@@ -47,7 +47,7 @@ def test_precisions_agree(segmentor, images, dtype):
     assert (logits.argmax(1) == expected.argmax(1)).double().mean() >= agree
 
 
-@pytest.mark.parametrize('number', [2, 3])
+@pytest.mark.parametrize('number', [2, pytest.param(3, marks=pytest.mark.full)])
 def test_threads_agree(segmentor, images, number):
     """A sum in another order rounds otherwise; beyond that the number of threads changes nothing."""
     with threads(1):
@@ -73,7 +73,8 @@ def test_what_float16_cannot_hold_is_refused(dtype):
             step(model, images, samples)
 
 
-@pytest.mark.parametrize(('precision', 'agree'), [pytest.param('fp16', 0.999, marks=pytest.mark.full), ('bf16', 0.998)])
+@pytest.mark.full
+@pytest.mark.parametrize(('precision', 'agree'), [('fp16', 0.999), ('bf16', 0.998)])
 def test_labels_of_real_images(real_m3, ade20k_sample, precision, agree):
     photo = min(ade20k_sample.rglob('*.jpg'), key=lambda path: Path(path).stat().st_size)
     expected, found = (

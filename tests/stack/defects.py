@@ -70,6 +70,18 @@ def draw_with_any_visualizer() -> bool:
     return False
 
 
+def format_configs_once() -> bool:
+    """That the same config is parsed for formatting as often as it is asked for."""
+    from mmengine.config import Config
+    from yapf.yapflib import yapf_api
+
+    parse, parsed = yapf_api.pytree_utils.ParseCodeToTree, []
+    yapf_api.pytree_utils.ParseCodeToTree = lambda text: parsed.append(text) or parse(text)
+    cfg = Config(dict(a=1))
+    assert cfg.pretty_text == cfg.pretty_text and parsed
+    return len(parsed) > 1
+
+
 def read_checkpoints_safely() -> bool:
     """That mmengine refuses what it wrote itself, or runs what a stranger wrote."""
     import torch

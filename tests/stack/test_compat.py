@@ -102,6 +102,15 @@ def test_pkg_resources_is_used_where_it_is_there(monkeypatch):
     assert not compat.find_packages_without_pkg_resources()
 
 
+def test_a_config_is_formatted_once_and_again_when_it_has_changed():
+    cfg = mmengine.config.Config(dict(a=1, b=dict(c=[1, 2])))
+    assert cfg.pretty_text is cfg.pretty_text
+    cfg.b.c = 'changed'
+    assert cfg.pretty_text == "a = 1\nb = dict(c='changed')\n"
+    cfg.b.c = [1, 2]
+    assert cfg.pretty_text == 'a = 1\nb = dict(c=[\n    1,\n    2,\n])\n'
+
+
 def test_mmengine_reads_its_own_checkpoints(tmp_path):
     hub = MessageHub('test_compat')
     hub.update_scalar('train/loss', 1.5)

@@ -305,16 +305,19 @@ def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, in
     assert [request.url for request in visitor.requests[requests:] if request.url[:4] == 'http'] == []
 
 
-def test_a_photograph_of_fifty_megapixels_is_predicted(real_server, visit):
+@pytest.mark.parametrize(
+    'size', [(4032, 3024), pytest.param((8192, 6144), marks=pytest.mark.full)], ids=['12 megapixels', '50 megapixels']
+)
+def test_the_photograph_of_a_phone_is_predicted(real_server, visit, size):
     photo = io.BytesIO()
-    Image.open(shared(IMAGES[0])).resize((8192, 6144)).save(photo, 'JPEG')
+    Image.open(shared(IMAGES[0])).resize(size).save(photo, 'JPEG')
     visitor = visit(real_server, viewport=dict(width=390, height=844))
     visitor.upload(photo.getvalue(), 'phone.jpg')
     visitor.wait_for_result('phone.jpg')
-    assert '8192 × 6144' in visitor.page.locator('.facts').inner_text()
+    assert '{} × {}'.format(*size) in visitor.page.locator('.facts').inner_text()
     assert visitor.layer().shape == (1200, 1600, 4)
     name, mask = visitor.mask()
-    assert name == 'phone.png' and Image.open(io.BytesIO(mask)).size == (8192, 6144)
+    assert name == 'phone.png' and Image.open(io.BytesIO(mask)).size == size
     # No wider than the phone.
     assert visitor.page.evaluate('document.documentElement.scrollWidth') == 390
 
@@ -351,9 +354,9 @@ def test_names_are_shown_as_text(tiny_server, visit):
     assert visitor.message() == f'{name} is not an image of a known format.'
 
 
-def test_ten_visitors_at_once_see_each_their_own(tiny_server, tiny, visit):
-    predictor = Predictor(*tiny)
-    visitors = [visit(tiny_server) for _ in range(10)]
+def test_visitors_at_once_see_each_their_own(full, tiny_server, tiny, visit):
+    predictor, number = Predictor(*tiny), 10 if full else 3
+    visitors = [visit(tiny_server) for _ in range(number)]
     for seed, visitor in enumerate(visitors):
         visitor.upload(png(scene(seed)), 'same.png')
     masks = []
@@ -362,7 +365,7 @@ def test_ten_visitors_at_once_see_each_their_own(tiny_server, tiny, visit):
         masks.append(visitor.mask()[1])
         expected = predictor(np.ascontiguousarray(scene(seed)[..., ::-1])).labels
         assert np.array_equal(np.array(Image.open(io.BytesIO(masks[-1]))), expected)
-    assert len(set(masks)) == 10
+    assert len(set(masks)) == number
 
 
 def test_when_the_server_is_full_the_page_says_so(tiny_server, visit):

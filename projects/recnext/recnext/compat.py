@@ -7,12 +7,13 @@ looks for the defects themselves, and ``tests/stack/stacks.py`` does so with oth
 
 import importlib
 import importlib.util
+import json
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -170,6 +171,26 @@ def draw_with_any_visualizer() -> bool:
     return True
 
 
+def format_configs_once() -> bool:
+    """Let runs start, and save checkpoints, without waiting for the formatting of what is formatted already.
+
+    Defect: mmengine formats the whole config with yapf, a quarter of a second, four times while a run starts and again
+    for every checkpoint.
+
+    Repair: it remembers the texts that it has formatted last.
+    """
+    from mmengine.config import config
+
+    format_code = config.FormatCode
+
+    @lru_cache(maxsize=4)
+    def format_text(text: str, options: str) -> tuple[str, bool]:
+        return format_code(text, **json.loads(options))
+
+    config.FormatCode = lambda text, **options: format_text(text, json.dumps(options))
+    return True
+
+
 def read_checkpoints_safely() -> bool:
     """Let mmengine read the checkpoints that it writes, run nothing in any, and name what is wrong with the rest.
 
@@ -269,6 +290,7 @@ REPAIRS: dict[Callable[[], bool], str] = {
     import_timm_when_used: 'mmseg',
     find_packages_without_pkg_resources: 'mmengine.utils',
     draw_with_any_visualizer: 'mmseg.engine.hooks.visualization_hook',
+    format_configs_once: 'mmengine.config.config',
     read_checkpoints_safely: 'mmengine.runner.checkpoint',
     write_files_atomically: 'mmengine.fileio',
     resume_from_newest_complete: 'mmengine.runner.runner',
