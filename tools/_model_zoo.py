@@ -9,11 +9,12 @@ from mmengine.config import Config
 from projects.recnext.recnext.models.archs import ARCHS
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import written_beside
-from projects.recnext.recnext.utils.paths import CONFIGS, PROJECT_ROOT
+from projects.recnext.recnext.utils.paths import CLONE, CONFIGS
 from projects.recnext.recnext.weights.releases import read_releases, read_sources
 
-METAFILE = PROJECT_ROOT / 'projects' / 'recnext' / 'metafile.yaml'
-README = PROJECT_ROOT / 'projects' / 'recnext' / 'README.md'
+METAFILE = CLONE / 'projects' / 'recnext' / 'metafile.yaml'
+MODEL_INDEX = CLONE / 'model-index.yml'  # where mim looks
+README = CLONE / 'projects' / 'recnext' / 'README.md'
 PAPER = dict(
     Title='RecConv: Efficient Recursive Convolutions for Multi-Frequency Representations',
     URL='https://arxiv.org/abs/2412.19628',
@@ -23,7 +24,7 @@ TASKS = dict(segmentation=('Semantic Segmentation', 'ADE20K'), classification=('
 METRICS = dict(top1='Top 1 Accuracy')
 """What model-index calls a metric, where it is not the list's word."""
 
-BLOCK = '<!-- {name}: made by tools/update_model_zoo.py from checkpoints/released.json -->'
+BLOCK = '<!-- {name}: made by tools/update_model_zoo.py from released.json -->'
 END = '<!-- end of {name} -->'
 
 
@@ -45,11 +46,11 @@ def update_model_zoo() -> list[Path]:
 def render_all() -> dict[Path, str]:
     """Every file that holds something of the list -> its text as it should be."""
     places = {
-        PROJECT_ROOT / 'README.md': [segmentation_table],
+        CLONE / 'README.md': [segmentation_table],
         README: [segmentation_table],
-        PROJECT_ROOT / 'checkpoints' / 'README.md': [segmentation_names, classification_table],
+        CLONE / 'checkpoints' / 'README.md': [segmentation_names, classification_table],
     }
-    texts = {METAFILE: metafile()}
+    texts = {METAFILE: metafile(), MODEL_INDEX: yaml.safe_dump(dict(Import=[_relative(METAFILE)]))}
     for path, tables in places.items():
         text = path.read_text()
         for table in tables:
@@ -76,7 +77,7 @@ def segmentation_table(folder: Path) -> str:
     """The released segmentors with their figures; links to configs are relative to ``folder``."""
     rows = []
     for release in _releases('segmentation'):
-        config = Path(*['..'] * len(folder.relative_to(PROJECT_ROOT).parts), _relative(CONFIGS / release['config']))
+        config = Path(*['..'] * len(folder.relative_to(CLONE).parts), _relative(CONFIGS / release['config']))
         figures = [f'{release["metrics"][metric]:.2f}' for metric in ('aAcc', 'mIoU', 'mAcc')]
         latency, parameters = f'{release["backbone_latency_ms"]:.1f} ms', f'{release["parameters_million"]:.2f} M'
         links = [f'[config]({config})', f'[{release["name"]}]({release["url"]})']
@@ -120,7 +121,7 @@ def metafile() -> str:
         README=README.name,  # model-index counts it from the metafile, and other paths from the root
         Frameworks=['PyTorch'],
     )
-    head = '# Made by tools/update_model_zoo.py from checkpoints/released.json. Where the figures are from:\n'
+    head = '# Made by tools/update_model_zoo.py from released.json. Where the figures are from:\n'
     head += ''.join(f'# - {figures}: {source}\n' for figures, source in read_sources().items())
     return head + yaml.safe_dump(dict(Collections=[collection], Models=models), sort_keys=False, width=1000)
 
@@ -160,7 +161,7 @@ def _title(release: dict) -> str:
 
 
 def _relative(path: Path) -> str:
-    return path.relative_to(PROJECT_ROOT).as_posix()
+    return path.relative_to(CLONE).as_posix()
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

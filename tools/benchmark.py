@@ -1,34 +1,6 @@
 """Test a segmentor as mmseg does and as this project does, alternately: speed by stage, memory, agreement."""
 
-import argparse
-
-from _cli import add_benchmark_options, add_config_options, run, whole_number
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='weights (default: random ones)')
-    parser.add_argument('--images', type=whole_number(1), default=20, metavar='N', help='at most (default: 20)')
-    parser.add_argument(
-        '--copies-at',
-        type=whole_number(1),
-        nargs=2,
-        metavar=('H', 'W'),
-        help='test copies of the images in this original size',
-    )
-    parser.add_argument('--sweep', action='store_true', help='measure the label maps over sizes and classes as well')
-    add_benchmark_options(parser)
-    add_config_options(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    from projects.recnext.recnext.benchmarks.testing import benchmark
-
-    benchmark(**vars(args))
-
+from _cli import run_tool
 
 if __name__ == '__main__':
-    run(main)
+    run_tool('benchmark')

@@ -1,35 +1,6 @@
 """Download released checkpoints, checked: segmentors in mmseg 1.x form, ImageNet weights as released."""
 
-import argparse
-
-from _cli import run
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog='checkpoints/README.md lists the names. A transfer that was cut off is continued.'
-    )
-    parser.add_argument('names', nargs='*', metavar='NAME', help='such as recnext_m3_ade20k')
-    parser.add_argument('--all', action='store_true', dest='every', help='all of them')
-    parser.add_argument(
-        '--dir', dest='folder', metavar='DIR', help="where to put them (default: the project's checkpoints)"
-    )
-    parser.add_argument(
-        '--base-url', metavar='URL', help='mirror of the release page, or a folder that holds the released files'
-    )
-    args = parser.parse_args()
-    if bool(args.names) == args.every:
-        parser.error('name the checkpoints, or give --all')
-    return args
-
-
-def main() -> None:
-    args = parse_args()
-    from projects.recnext.recnext.apis.download import download_checkpoints
-
-    for line in download_checkpoints(**vars(args)):
-        print(line, flush=True)
-
+from _cli import run_tool
 
 if __name__ == '__main__':
-    run(main)
+    run_tool('download')

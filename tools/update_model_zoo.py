@@ -1,16 +1,11 @@
-"""Write the tables of released models and metafile.yaml anew, from checkpoints/released.json."""
+"""Write the tables of released models, metafile.yaml and model-index.yml anew, from released.json."""
 
 import argparse
 
-from _cli import run
+from _cli import carry_out
 
 
-def parse_args() -> argparse.Namespace:
-    return argparse.ArgumentParser(description=__doc__).parse_args()
-
-
-def main() -> None:
-    parse_args()
+def run(args: argparse.Namespace) -> None:
     from _model_zoo import update_model_zoo
 
     for path in update_model_zoo():
@@ -18,4 +13,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run(main)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.set_defaults(run=run, parser=parser)
+    carry_out(parser.parse_args())

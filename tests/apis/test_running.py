@@ -1,13 +1,9 @@
 """Training and testing as a user runs them: the genuine 0.x numbers, mmseg's own tools, user mistakes."""
 
-import argparse
-import importlib
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import mmseg
@@ -31,8 +27,6 @@ from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.apis.train import describe_batch, scale_learning_rate
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.engine.config import load_config
-from projects.recnext.recnext.models.deploy import DTYPES
-from projects.recnext.recnext.models.deployable_model import FUSE
 from projects.recnext.recnext.models.state_dict import ConversionError
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint
@@ -288,15 +282,6 @@ def test_options_of_the_network(scenes, tmp_path):
     assert re.findall('Network: .*', result.stdout) == ['Network: bf16, folded: norms, contiguous.']
 
 
-def test_the_words_of_the_options_are_those_of_the_package(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    parser = argparse.ArgumentParser()
-    importlib.import_module('_cli').add_network_options(parser)
-    choices = {action.dest: action.choices for action in parser._actions}
-    assert choices['fuse'] == FUSE
-    assert choices['precision'] == tuple(DTYPES)
-
-
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_missing_data_is_said(tool, real_m3, tmp_path):
     checkpoint = [real_m3] if tool == 'test' else []
@@ -375,17 +360,6 @@ def test_wrong_use_exits_with_2():
     for args in ([], [CONFIG, 'x.pth', '--cfg-options', 'no-equals-sign']):
         result = run_tool('test', *args, fresh=True)
         assert result.returncode == 2 and 'usage' in result.stderr and 'Traceback' not in result.stderr
-
-
-@pytest.mark.parametrize('tool', sorted(path.stem for path in (ROOT / 'tools').glob('[a-z]*.py')))
-def test_help_imports_nothing_heavy(tool):
-    code = (
-        f'import sys, runpy; sys.argv = ["x", "--help"]\ntry: runpy.run_path("tools/{tool}.py", run_name="__main__")\n'
-    )
-    code += 'except SystemExit as e: assert e.code == 0\nassert not {"torch", "mmengine", "numpy"} & set(sys.modules)'
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT / 'tools')}
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert result.returncode == 0 and 'usage' in result.stdout, result.stderr
 
 
 def test_a_config_that_says_no_batch_of_its_learning_rate_cannot_scale_it():

@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,15 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
+import _cli
 import pytest
 import yaml
 from helpers.reference import CLASSIFIER_CONFIGS, ROOT, config_of
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mmengine.config import Config
+
+from projects.recnext.recnext.cli import main
 
 FOLDERS = ('.github', 'checkpoints', 'docs', 'projects', 'tests', 'tools')
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob('*') if path.is_file())
@@ -115,14 +118,6 @@ def read_page(text: str, path: Path = Path('page.md')) -> Page:
 
 
 @functools.cache
-def load_tool(name: str) -> ModuleType:
-    # By path: `import test` may find Python's own.
-    spec = importlib.util.spec_from_file_location(f'tool_{Path(name).stem}', ROOT / 'tools' / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @functools.cache
 def configs() -> list[Config]:
     """One of a segmentor, one of a classifier."""
@@ -143,19 +138,21 @@ def refusal_of(tool: str, arguments: list[str]) -> str:
     """What the tool's own parser, without abbreviations, has against these arguments."""
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_whole_words(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    def parse_whole_words(parser: argparse.ArgumentParser, *given: object) -> argparse.Namespace:
         parser.allow_abbrev = False
-        return parse(parser)
+        return parse(parser, *given)
 
     said = io.StringIO()
     with (
         mock.patch.object(argparse.ArgumentParser, 'parse_args', parse_whole_words),
         mock.patch.object(sys, 'argv', [tool, *arguments]),
+        mock.patch.object(_cli, 'carry_out'),
+        mock.patch.object(main, 'carry_out'),
         redirect_stderr(said),
         redirect_stdout(io.StringIO()),
     ):
         try:
-            load_tool(tool).parse_args()
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
         except SystemExit as end:
             if end.code:
                 return said.getvalue().splitlines()[-1]
@@ -370,10 +367,10 @@ M3 = 'projects/recnext/configs/fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
         ('```bash\npython tools/train.py CONFIG --no-validate\n```', 'unrecognized arguments: --no-validate'),
         ('```bash\npython tools/train.py \\\n  CONFIG --seed 1\n```', 'unrecognized arguments: --seed 1'),
         ('`python tools/train.py CONFIG --work DIR`', 'unrecognized arguments: --work DIR'),
-        ('`python tools/test.py CONFIG`', 'required: CHECKPOINT'),
+        ('`python tools/infer.py CONFIG`', 'required: INPUT'),
         ('`python tools/test.py CONFIG CHECKPOINT --fuse some`', 'invalid choice'),
-        ('`python tools/download_checkpoint.py`', 'name the checkpoints'),
-        ('`python tools/train.py CONFIG && python tools/test.py CONFIG`', 'required: CHECKPOINT'),
+        ('`python tools/download_checkpoint.py`', 'NAME --all is required'),
+        ('`python tools/train.py CONFIG && python tools/infer.py CONFIG`', 'required: INPUT'),
         ('`python tools/train.py projects/recnext/configs/m3.py`', 'no file projects/recnext/configs/m3.py'),
         ('`python tools/train.py CONFIG --cfg-options optimizer.lr=1`', 'no optimizer.lr in the configs'),
         ('`tools/train.py --tta`', 'no option --tta'),

@@ -15,7 +15,7 @@ from projects.recnext.recnext.models.builder import released_model_cfg
 from projects.recnext.recnext.models.recnext import RecNeXt
 from projects.recnext.recnext.models.state_dict import ConversionError, convert_state_dict
 from projects.recnext.recnext.utils.errors import UserError
-from projects.recnext.recnext.utils.paths import PROJECT_ROOT
+from projects.recnext.recnext.utils.paths import CLONE
 
 KEY = 'backbone.stages.0.blocks.0.norm.num_batches_tracked'
 
@@ -130,7 +130,7 @@ def test_missing_file_says_which_whence_and_how_to_do_without():
 
 
 def test_relative_paths_are_found_in_the_project_from_anywhere(imagenet_m0, tmp_path, monkeypatch):
-    placed = PROJECT_ROOT / 'checkpoints' / 'test_pretrained_m0.pth'
+    placed = CLONE / 'checkpoints' / 'test_pretrained_m0.pth'
     shutil.copy(imagenet_m0, placed)
     try:
         monkeypatch.chdir(tmp_path)

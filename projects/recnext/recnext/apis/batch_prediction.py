@@ -42,7 +42,7 @@ def infer(
     cfg_options: dict | None = None,
     launcher: str = 'none',
 ) -> dict | None:
-    """Predict files; see ``python tools/infer.py --help``.
+    """Predict files; see ``recnext predict --help``.
 
     Args:
         config: Path of the config, or the name of a release.

@@ -44,7 +44,7 @@ def check_dataset(
     data_root: str | None = None,
     cfg_options: dict | None = None,
 ) -> dict:
-    """Look at every file of the datasets of a config; see ``python tools/check_dataset.py --help``.
+    """Look at every file of the datasets of a config; see ``recnext check-dataset --help``.
 
     Args:
         config: Path of the config.

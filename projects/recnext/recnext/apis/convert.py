@@ -1,7 +1,6 @@
 """Checkpoint files from one layout to another; the conversion itself is ``state_dict.convert_state_dict``."""
 
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..models.state_dict import (
 )
 from ..utils.errors import UserError, printable
 from ..utils.files import sha256_of
-from ..utils.paths import CONFIGS, PROJECT_ROOT
+from ..utils.paths import CONFIGS, command
 from ..weights.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
 
 NOT_WEIGHTS = {
@@ -83,17 +82,13 @@ class Report:
             return f"timm.create_model('recnext_{self.conversion.arch}', checkpoint_path={str(self.destination)!r})"
         config = os.path.relpath(self.config) if self.config else 'CONFIG'
         if segmentor or self.target == 'mmpretrain':
-            return shlex.join(['python', _tool('test'), config, str(self.destination)])
+            return command('test', config, str(self.destination))
         option = f'model.backbone.init_cfg.checkpoint={self.destination}'
-        return shlex.join(['python', _tool('train'), config, '--cfg-options', option])
+        return command('train', config, '--cfg-options', option)
 
 
 def _shown(key: str) -> str:
     return printable(key, LONGEST_KEY)
-
-
-def _tool(name: str) -> str:
-    return os.path.relpath(PROJECT_ROOT / 'tools' / f'{name}.py')
 
 
 def convert_file(

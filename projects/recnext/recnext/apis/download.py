@@ -12,7 +12,7 @@ from ..utils.paths import CHECKPOINTS, CONFIGS
 from ..weights.checkpoint import read_checkpoint
 from ..weights.digests import check_digest, sha256_of_weights, weights_of, write_digests
 from ..weights.fetch import NotThereError, TransferError, fetch
-from ..weights.releases import get_release, read_releases
+from ..weights.releases import find_released_config, get_release, read_releases
 from .convert import convert_file
 
 
@@ -87,6 +87,20 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
         f'{place}, {place.stat().st_size / 1e6:.1f} MB, {"was there already" if found else "downloaded"}; '
         f'sha256 as released: {digest}{" (nothing to compare it with)" if found and not recorded else ""}'
     )
+
+
+def find_released_weights(name: str) -> Path:
+    """The weights of a released segmentor in mmseg 1.x form, downloaded first if they are not in ``checkpoints/``.
+
+    Raises:
+        UserError: ``name`` is no released segmentor; or its weights cannot be had.
+    """
+    if find_released_config(name) is None:
+        raise UserError(f'{name} is not the name of a released segmentor; expected weights for it, CONFIG CHECKPOINT.')
+    place = CHECKPOINTS / f'{name}.pth'
+    if not place.is_file():
+        print(download_release(get_release(name), CHECKPOINTS), flush=True)
+    return place
 
 
 def addresses(release: dict, base_url: str | None = None) -> list[str]:

@@ -32,7 +32,7 @@ def test(
     cfg_options: dict | None = None,
     launcher: str = 'none',
 ) -> dict[str, float]:
-    """Evaluate a checkpoint; see ``python tools/test.py --help``.
+    """Evaluate a checkpoint; see ``recnext test --help``.
 
     Args:
         config: Path of the config.

@@ -29,7 +29,7 @@ def train(
     cfg_options: dict | None = None,
     launcher: str = 'none',
 ) -> None:
-    """Train as the config says; see ``python tools/train.py --help``.
+    """Train as the config says; see ``recnext train --help``.
 
     Args:
         config: Path of the config.

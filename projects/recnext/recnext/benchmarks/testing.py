@@ -32,7 +32,7 @@ def benchmark(
     data_root: str | None = None,
     cfg_options: dict | None = None,
 ) -> dict:
-    """Compare with mmseg's segmentor; see ``python tools/benchmark.py --help``.
+    """Compare with mmseg's segmentor; see ``recnext benchmark --help``.
 
     Writes ``benchmark.json`` and ``benchmark.png`` into the work dir and prints a table.
 

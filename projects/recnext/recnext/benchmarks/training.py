@@ -1,4 +1,4 @@
-"""Milliseconds and memory of a training iteration, for the ways in which ``tools/train.py`` can run it."""
+"""Milliseconds and memory of a training iteration, for the ways in which ``recnext train`` can run it."""
 
 import copy
 from statistics import median
@@ -44,7 +44,7 @@ def benchmark_training(
     device: str = 'cpu',
     cfg_options: dict | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Train on random images in every way in turn and print a table; see ``tools/benchmark_training.py --help``.
+    """Train on random images in every way in turn and print a table; see ``recnext benchmark-training --help``.
 
     Returns:
         For each way: ``milliseconds`` of an iteration, median; ``megabytes`` that it needs beside weights and

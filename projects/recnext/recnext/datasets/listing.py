@@ -1,6 +1,6 @@
 """Which samples a dataset has, and the cheap part of its check, before every run.
 
-The whole check, of tools/check_dataset.py, lists the samples as well and applies :mod:`sample_rules` to all of them;
+The whole check, of ``recnext check-dataset``, lists the samples as well and applies :mod:`sample_rules` to all of them;
 the cheap part does so to a few, and stops at the first error.
 """
 
@@ -17,12 +17,13 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from ..utils.errors import printable
 from ..utils.image_io import IMAGE_SUFFIXES
+from ..utils.paths import command
 from .sample_rules import Finding, SampleRules, raise_first
 
 LOOKED_AT = 20
 """How many samples of a dataset are read before a run: enough to see that they are made for other classes."""
 
-TO_ALL = '\n  To see all that is wrong: python tools/check_dataset.py CONFIG'
+TO_ALL = f'\n  To see all that is wrong: {command("check-dataset", "CONFIG")}'
 
 
 @dataclass

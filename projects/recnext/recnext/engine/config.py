@@ -8,7 +8,7 @@ from mmseg.registry import DATASETS
 
 from ..datasets.listing import leaves
 from ..utils.errors import UserError
-from ..utils.paths import find_path
+from ..utils.paths import find_config, find_path
 from ..weights.releases import find_released_config
 
 SPLITS = ('train', 'val', 'test')
@@ -18,17 +18,13 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     """Read a config file, or that of a release, and merge ``key=value`` options into it.
 
     Args:
-        path: Of the file, or the name of a released segmentor.
+        path: Of the file, or the name of one of the configs of this project or of a released segmentor.
         cfg_options: Settings by their dotted names.
 
     Raises:
         UserError: no such file, or one that cannot be read, or options that do not fit in it.
     """
-    path = find_released_config(str(path)) or path
-    if not Path(path).is_file():
-        raise UserError(
-            f'{path} is a folder; expected a config in it.' if Path(path).is_dir() else f'No such config: {path}'
-        )
+    path = find_released_config(str(path)) or find_config(path)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program of the user's

@@ -232,7 +232,7 @@ class EvaluationRecord(BaseMetric):
         try:
             write_evaluation(evaluation, self.path)
         except UserError as error:  # no reason to end a training
-            print_log(f'No record of this evaluation for tools/report.py: {error}', 'current', logging.WARNING)
+            print_log(f'No record of this evaluation for recnext report: {error}', 'current', logging.WARNING)
         return {}
 
 

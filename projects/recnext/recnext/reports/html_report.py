@@ -8,7 +8,6 @@ import base64
 import difflib
 import itertools
 import math
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..evaluation.record import Evaluation, Example
 from ..utils.errors import UserError
 from ..utils.files import written_beside
 from ..utils.image_io import read_image
+from ..utils.paths import command
 from ..visualization.overlay import paint
 from ..weights.checkpoint import find_newest_checkpoint
 from .run_logs import CURVES, ClassFigures, Curve, Run, read_run
@@ -186,7 +186,7 @@ def _testing_command(run: Run) -> str:
     configs = list(folder.glob('*.py'))
     config = str(configs[0]) if len(configs) == 1 else 'CONFIG'
     checkpoint = find_newest_checkpoint(folder) or 'CHECKPOINT'
-    return shlex.join(['python', 'tools/test.py', config, checkpoint, '--work-dir', str(folder)])
+    return command('test', config, checkpoint, '--work-dir', str(folder))
 
 
 def thin_out(curve: Curve, most: int = POINTS) -> Curve:

@@ -54,7 +54,7 @@ def serve(
     deployment: Deployment = DEFAULT,
     cfg_options: dict | None = None,
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; see ``python tools/web_demo.py --help``.
+    """Serve the page until Ctrl-C or SIGTERM; see ``recnext web --help``.
 
     Args:
         config: Path of the config, or the name of a release.

@@ -258,7 +258,9 @@ def _progress(name: str) -> Iterator[tuple[Show, Callable[[str], None]]]:
     task = bar.add_task(name, total=None)
 
     def show(done: int, size: int | None) -> None:
-        bar.start()  # only now: without an answer there is nothing to draw
+        if not bar.live.is_started:  # only now: without an answer there is nothing to draw
+            say(f'{size / 1e6:.1f} MB' if size else 'of unknown size')
+            bar.start()
         bar.update(task, completed=done, total=size)
 
     def say(words: str) -> None:

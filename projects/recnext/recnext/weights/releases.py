@@ -1,11 +1,11 @@
-"""The list of released checkpoints, ``checkpoints/released.json``."""
+"""The list of released checkpoints, ``released.json``."""
 
 import difflib
 import json
 from pathlib import Path, PurePosixPath
 
 from ..utils.errors import UserError
-from ..utils.paths import CHECKPOINTS, CONFIGS, RELEASED, find_path
+from ..utils.paths import CHECKPOINTS, CONFIGS, RELEASED, command, find_path
 from .checkpoint import CheckpointError
 from .fetch import fetch_checkpoint
 
@@ -45,7 +45,7 @@ def get_release(name: str) -> dict:
     releases = {release['name']: release for release in read_releases()}
     if name not in releases:
         close = [known for known in releases if name.lower() in known] or difflib.get_close_matches(name, releases, 5)
-        meant = f'Did you mean {", ".join(close)}?' if close else f'The names are listed in {CHECKPOINTS}/README.md.'
+        meant = f'Did you mean {", ".join(close)}?' if close else f'There are {", ".join(releases)}.'
         raise UserError(f'No released checkpoint is called {name}. {meant}')
     return releases[name]
 
@@ -69,5 +69,5 @@ def _how_to_get(checkpoint: str) -> str:
     if release is None:
         return ''
     parent = Path(checkpoint).parent
-    folder = '' if str(parent) == CHECKPOINTS.name else f' --dir {parent}'
-    return f'\n  Get it: python tools/download_checkpoint.py {release["name"]}{folder}\n  (from {release["url"]})'
+    folder = [] if str(parent) == CHECKPOINTS.name else ['--dir', str(parent)]
+    return f'\n  Get it: {command("download", release["name"], *folder)}\n  (from {release["url"]})'

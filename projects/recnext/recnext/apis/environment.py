@@ -1,0 +1,91 @@
+"""What a report of a bug should say of a machine: the stack, its repairs, the accelerators, and what is missing."""
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata, util
+
+from ..compat import ACTIVE, REPAIRS
+from ..utils.paths import CHECKPOINTS, CONFIGS, IN_CLONE, PACKAGE, list_configs
+
+STACK = (
+    ('torch',),
+    ('torchvision',),
+    ('mmengine', 'onedl-mmengine'),
+    ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
+    ('mmsegmentation', 'onedl-mmsegmentation'),
+    ('mmpretrain', 'onedl-mmpretrain'),
+    ('timm',),
+    ('coremltools',),
+    ('numpy',),
+    ('opencv-python', 'opencv-python-headless'),
+)
+"""Packages by the names under which they are distributed."""
+
+FEATURES = {
+    'export --to onnx': ('onnx', 'onnxruntime', 'onnxscript'),
+    'export --to coreml --compress palettize': ('sklearn',),
+    'web': ('gradio',),
+    'train --tensorboard': ('tensorboard',),
+}
+"""What takes modules that are not always there."""
+
+DISTRIBUTIONS = {'sklearn': 'scikit-learn'}
+
+
+def describe_environment() -> Iterator[str]:
+    """Lines for a person, and for a report of a bug."""
+    yield f'Python {platform.python_version()}, {platform.platform()}'
+    for names in STACK:
+        yield f'  {_version(names)}'
+    yield 'Can be imported'
+    for module in ('torch', 'mmengine.runner', 'mmcv', 'mmseg.models', 'mmseg.engine', 'mmpretrain.models', 'timm'):
+        yield f'  {module}: {_import(module)}'
+    yield 'Accelerators'
+    for line in _accelerators():
+        yield f'  {line}'
+    yield 'Repairs of the stack'
+    for repair in REPAIRS:
+        yield f'  {repair.__name__}: {"active" if repair.__name__ in ACTIVE else "not needed"}'
+    yield 'Features'
+    for feature, modules in FEATURES.items():
+        missing = [DISTRIBUTIONS.get(name, name) for name in modules if util.find_spec(name) is None]
+        yield f'  {feature}: {"pip install " + " ".join(missing) if missing else "ready"}'
+    yield 'Places'
+    yield f'  package: {PACKAGE} ({"a clone" if IN_CLONE else "installed"})'
+    yield f'  configs: {CONFIGS} ({len(list_configs())})'
+    yield f'  checkpoints: {CHECKPOINTS} ({len(list(CHECKPOINTS.glob("*.pth")))})'
+
+
+def _version(names: tuple[str, ...]) -> str:
+    for name in names:
+        try:
+            return f'{name} {metadata.version(name)}'
+        except metadata.PackageNotFoundError:
+            continue
+    return f'{names[0]} is not installed'
+
+
+def _import(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a broken installation raises: it is what is asked for
+        return f'no: {type(error).__name__}: {error}'
+    return 'yes'
+
+
+def _accelerators() -> Iterator[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}'
+        for index in range(torch.cuda.device_count()):
+            known = torch.cuda.get_device_properties(index)
+            yield f'cuda:{index}: {known.name}, {known.total_memory / 2**30:.0f} GiB'
+    kinds = [kind for kind in ('mps', 'xpu') if getattr(torch, kind).is_available()]
+    yield from kinds
+    if not torch.cuda.is_available() and not kinds:
+        yield 'none'
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    yield f'cpu: {cores} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'

@@ -1,0 +1,1 @@
+"""The command line ``recnext``, and behind each file of ``tools/`` one of its commands."""

@@ -1,0 +1,18 @@
+"""Time a training iteration in full and mixed precision, channels last, compiled and distributed, alternately."""
+
+import argparse
+
+from .options import add_benchmark_options, add_cfg_options, add_config, whole_number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help="images (default: the config's)")
+    add_benchmark_options(parser)
+    add_cfg_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..benchmarks.training import benchmark_training
+
+    benchmark_training(**vars(args))

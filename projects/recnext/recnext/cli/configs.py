@@ -1,0 +1,18 @@
+"""List the configs that come with this project, to be named without their path."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('words', nargs='*', metavar='WORD', help='that a name must hold, such as m3 or in1k')
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..utils.paths import list_configs
+    from ..weights.releases import read_releases
+
+    releases = {release['config']: release['name'] for release in read_releases() if 'config' in release}
+    names = [path for path in list_configs() if all(word in path.stem for word in args.words)]
+    for path in names:
+        release = releases.get(path.name)
+        print(path.stem + (f'  ({release})' if release else ''))

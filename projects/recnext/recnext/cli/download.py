@@ -1,0 +1,23 @@
+"""Download released checkpoints, checked: segmentors in mmseg 1.x form, ImageNet weights as released."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = 'checkpoints/README.md lists the names. A transfer that was cut off is continued.'
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument('names', nargs='*', default=[], metavar='NAME', help='such as recnext_m3_ade20k')
+    which.add_argument('--all', action='store_true', dest='every', help='all of them')
+    parser.add_argument(
+        '--dir', dest='folder', metavar='DIR', help="where to put them (default: the project's checkpoints)"
+    )
+    parser.add_argument(
+        '--base-url', metavar='URL', help='mirror of the release page, or a folder that holds the released files'
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..apis.download import download_checkpoints
+
+    for line in download_checkpoints(**vars(args)):
+        print(line, flush=True)

@@ -1,0 +1,141 @@
+"""What several commands share: how a network is run, changes to a config, several processes."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from shtab import FILE
+
+WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
+"""How files of weights are called, where something else could stand in their place."""
+
+
+class WrongUse(Exception):
+    """Arguments that do not go together."""
+
+
+class CfgOptions(argparse.Action):
+    """mmengine's ``DictAction``, imported only when it is used: ``--help`` should not wait for it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        from mmengine.config import DictAction
+
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes key=value; found {" ".join(wrong)}')
+        DictAction(self.option_strings, self.dest, nargs='+')(parser, namespace, values, option_string)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Type of an argument that is a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'expected a whole number of at least {least}, found {text!r}')
+        return int(text)
+
+    return parse
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The config, for what needs no trained weights."""
+    config = parser.add_argument(
+        'config', metavar='CONFIG', help='config file, name of a config (recnext configs), or of a release'
+    )
+    config.complete = FILE
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """A trained network: a config with weights, or a release with its own."""
+    add_config(parser)
+    checkpoint = parser.add_argument(
+        'checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        help='weights, of this project or as released (0.x); default: those of the release that CONFIG names',
+    )
+    checkpoint.complete = FILE
+
+
+def names_weights(argument: str) -> bool:
+    """Whether an argument can only mean a checkpoint."""
+    return PurePosixPath(argument).suffix in WEIGHTS
+
+
+def with_weights(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments, with the weights of the release where none are named."""
+    from ..apis.download import find_released_weights
+
+    if args.checkpoint is None:
+        args.checkpoint = str(find_released_weights(args.config))
+    return args
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every tool with a config and its data has."""
+    parser.add_argument('--work-dir', metavar='DIR', help='where logs go (default: work_dirs/<config>)')
+    parser.add_argument('--data-root', metavar='DIR', help='folder that holds images/ and annotations/')
+    add_cfg_options(parser)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Changes to a config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='change settings of the config, such as train_dataloader.batch_size=8',
+    )
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """The options that the launch scripts pass on."""
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='set by the scripts')
+
+
+def add_fuse_option(parser: argparse.ArgumentParser) -> None:
+    """What of a trained network is multiplied out."""
+    parser.add_argument(
+        '--fuse',
+        choices=('none', 'norms', 'all'),
+        default='all',
+        help='fold nothing, the norms, or Semantic FPN as well (default: all)',
+    )
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """How a trained network is run; the defaults are the fastest that give the same label maps as mmseg."""
+    add_fuse_option(parser)
+    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='default: fp32')
+    parser.add_argument(
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='memory order of weights and activations (default: on)',
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+
+
+def with_deployment(args: argparse.Namespace) -> dict:
+    """The arguments as a dict, with those of :func:`add_network_options` as one ``deployment``."""
+    from ..models.deploy import Deployment
+    from ..utils.memory import keep_freed_memory
+
+    keep_freed_memory()
+    rest = vars(args)
+    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'compile')}
+    return dict(rest, deployment=Deployment(**form))
+
+
+def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    """What both benchmarks have."""
+    parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
+    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')

@@ -1,0 +1,33 @@
+"""Train a segmentor or a classifier."""
+
+import argparse
+
+from .options import add_config, add_config_options, add_launcher_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or from the newest of the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision in bfloat16')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the images an iteration'
+    )
+    parser.add_argument(
+        '--channels-last', action='store_true', help='keep weights and activations in channels-last order'
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
+    add_config_options(parser)
+    add_launcher_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..apis.train import train
+
+    train(**vars(args))

@@ -1,0 +1,168 @@
+"""The commands: which there are, what they say of themselves, and what is done with what they are given."""
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.reference import ROOT, config_of, genuine_maps
+from helpers.tools import assert_user_error, run_python
+from PIL import Image
+
+from projects.recnext.recnext.apis import download
+from projects.recnext.recnext.apis.convert import convert_file
+from projects.recnext.recnext.apis.environment import describe_environment
+from projects.recnext.recnext.cli import options
+from projects.recnext.recnext.cli.export import FORMATS
+from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main
+from projects.recnext.recnext.engine.config import load_config
+from projects.recnext.recnext.models.deploy import DTYPES
+from projects.recnext.recnext.models.deployable_model import FUSE
+from projects.recnext.recnext.utils.errors import UserError
+from projects.recnext.recnext.utils.paths import list_configs
+
+TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('[a-z]*.py'))
+
+
+def recnext(*arguments: object, **kwargs: object) -> subprocess.CompletedProcess:
+    return run_python('-m', 'projects.recnext.recnext.cli', *arguments, **kwargs)
+
+
+HELPS = """
+import runpy, sys
+start, sys.argv = sys.argv[1], ['x', *sys.argv[2:]]
+try:
+    run = runpy.run_path if start.endswith('.py') else runpy.run_module
+    run(start, run_name='__main__')
+except SystemExit as end:
+    assert end.code == 0
+assert not {'torch', 'mmengine', 'numpy'} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    'start',
+    [*(['tools/' + tool] for tool in TOOLS), [], *([command] for command in COMMANDS)],
+    ids=lambda start: ' '.join(start) or 'recnext',
+)
+def test_help_imports_nothing_heavy(start):
+    module = ['projects.recnext.recnext.cli'] if not start or start[0] in COMMANDS else []
+    result = subprocess.run(
+        [sys.executable, '-c', HELPS, *module, *start, '--help'], capture_output=True, text=True, cwd=ROOT,
+        env=dict(PYTHONPATH=f'{ROOT}:{ROOT / "tools"}'),
+    )  # fmt: skip
+    assert result.returncode == 0 and 'usage' in result.stdout, result.stderr
+
+
+def test_every_tool_is_a_command_and_says_the_same_of_itself():
+    named = {tool: re.search(r"run_tool\('([\w-]+)'", (ROOT / 'tools' / tool).read_text()) for tool in TOOLS}
+    assert [tool for tool, found in named.items() if not found] == ['update_model_zoo.py']
+    commands = {found[1] for found in named.values() if found}
+    assert commands == set(COMMANDS) - {'configs', 'doctor'}
+    for tool, found in named.items():
+        if found and found[1] != 'export':
+            assert (ROOT / 'tools' / tool).read_text().startswith(f'"""{load_command(found[1]).__doc__}"""')
+
+
+def test_the_words_of_the_options_are_those_of_the_package():
+    parser = argparse.ArgumentParser()
+    options.add_network_options(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert choices['fuse'] == FUSE
+    assert choices['precision'] == tuple(DTYPES)
+
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_completion(shell):
+    result = recnext('--print-completion', shell)
+    assert result.returncode == 0 and all(command in result.stdout for command in COMMANDS), result.stderr
+    check = dict(bash=['bash', '-n']).get(shell)
+    if check:
+        assert subprocess.run(check, input=result.stdout, text=True).returncode == 0
+
+
+def test_configs_are_listed_and_named_without_their_path(capsys, tmp_path, monkeypatch):
+    main(['configs', 'm3', 'fpn'])
+    assert capsys.readouterr().out == f'{config_of("m3").stem}  (recnext_m3_ade20k)\n'
+    main(['configs'])
+    assert len(capsys.readouterr().out.splitlines()) == len(list_configs()) > 30
+    monkeypatch.chdir(tmp_path)
+    for name in (config_of('m3').stem, config_of('m3').name, 'recnext_m3_ade20k', str(config_of('m3'))):
+        assert load_config(name).filename == str(config_of('m3'))
+    (tmp_path / 'mine.py').write_text('a = 1')
+    assert load_config('mine.py').a == 1
+    with pytest.raises(UserError, match=r'No such config: fpn_recnext\n?.*configs'):
+        load_config('fpn_recnext')
+
+
+def test_doctor_names_what_is_active_and_what_is_missing(monkeypatch):
+    said = list(describe_environment())
+    assert '  torch: yes' in said and '  read_checkpoints_safely: active' in said and '  web: ready' in said
+    assert any(line.startswith('  cpu: ') for line in said)
+    find = options.__spec__.__class__ and __import__('importlib').util.find_spec
+    monkeypatch.setattr(
+        'importlib.util.find_spec', lambda name, *_: None if name in ('onnx', 'sklearn') else find(name)
+    )
+    said = list(describe_environment())
+    assert '  export --to onnx: pip install onnx' in said
+    assert '  export --to coreml --compress palettize: pip install scikit-learn' in said
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ([], 'COMMAND'),
+        (['predict'], 'CONFIG'),
+        (['download'], 'one of the arguments NAME --all is required'),
+        (['download', 'recnext_m3_ade20k', '--all'], 'not allowed with argument'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--target', 'iOS16'], '--target is for --to coreml'),
+        (['export', 'a', 'b', '--out', 'c'], '--to'),
+        (['train', 'a', '--cfg-options', 'no-equals-sign'], '--cfg-options takes key=value'),
+    ],
+)
+def test_wrong_use_exits_with_2(arguments, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and words in said and said.startswith('usage: recnext')
+
+
+def test_formats_are_those_there_are():
+    parser = build_parser()
+    assert set(FORMATS) == {'coreml', 'onnx'} and parser.parse_args(
+        ['export', 'a', '--to', 'coreml', '--out', 'b', '--precision', 'fp32']
+    ).precision == 'fp32'  # fmt: skip
+
+
+@pytest.fixture
+def released_m3(real_m3, tmp_path, monkeypatch) -> Path:
+    """A folder in the place of ``checkpoints/`` with the genuine M3 as the release."""
+    monkeypatch.setattr(download, 'CHECKPOINTS', tmp_path / 'checkpoints')
+    (tmp_path / 'checkpoints').mkdir()
+    convert_file(real_m3, tmp_path / 'checkpoints' / 'recnext_m3_ade20k.pth')
+    return tmp_path / 'checkpoints'
+
+
+def test_a_released_name_brings_its_own_weights(released_m3, ade20k_sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos = sorted(str(path) for path in (ade20k_sample / 'images' / 'validation').glob('*.jpg'))[:2]
+    main(['predict', 'recnext_m3_ade20k', *photos])
+    for photo in photos:
+        labels = Image.open(tmp_path / 'predicted' / 'labels' / f'{Path(photo).stem}.png')
+        assert (np.array(labels) != genuine_maps()[Path(photo).stem]).sum() == 0
+
+
+def test_weights_that_are_not_there_are_downloaded_first(released_m3, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(download, 'download_release', lambda release, folder: asked.append((release['name'], folder)))
+    place = download.find_released_weights('recnext_a4_ade20k')
+    assert place == released_m3 / 'recnext_a4_ade20k.pth' and asked == [('recnext_a4_ade20k', released_m3)]
+    with pytest.raises(UserError, match='expected weights for it'):
+        download.find_released_weights('mine.py')
+
+
+def test_a_mistake_is_said_without_a_traceback(tmp_path):
+    assert_user_error(recnext('predict', 'no_such', 'a.jpg', cwd=tmp_path), 'no_such is not the name of a released')
