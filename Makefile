@@ -46,6 +46,7 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/hadolint docker/Dockerfile
 
 # With the demo's weights where `make demo` has made them.
 bench: setup $(SCENES)

@@ -53,7 +53,7 @@ def assert_genuine_maps(folder: Path) -> None:
         assert (saved != expected).sum() == 0
 
 
-@pytest.mark.parametrize('form', ['converted', 'raw'])
+@pytest.mark.parametrize('form', [pytest.param('converted', marks=pytest.mark.full), 'raw'])
 def test_our_tool_gives_the_genuine_numbers_from_any_directory(request, form, real_m3, ade20k_sample, tmp_path):
     checkpoint = request.getfixturevalue('converted') if form == 'converted' else real_m3
     options = ['--data-root', ade20k_sample, '--out', 'maps', '--show-dir', 'pictures', '--work-dir', 'work']
@@ -66,7 +66,8 @@ def test_our_tool_gives_the_genuine_numbers_from_any_directory(request, form, re
         assert Image.open(tmp_path / 'pictures' / picture).width > 1000
 
 
-@pytest.mark.parametrize('form', [pytest.param('converted', marks=pytest.mark.full), 'raw'])
+@pytest.mark.full  # tests/test_installed.py has it with the wheel
+@pytest.mark.parametrize('form', ['converted', 'raw'])
 def test_mmsegs_own_tool_gives_them_too(request, form, real_m3, ade20k_sample, tmp_path):
     checkpoint = request.getfixturevalue('converted') if form == 'converted' else real_m3
     tool = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'test.py'

@@ -134,6 +134,20 @@ def help_of(tool: str) -> str:
     return result.stdout
 
 
+def refusal_of_recnext(arguments: list[str]) -> str:
+    """What the command's parser has against these arguments; nothing, if they are a command and no more."""
+    if len(arguments) == 1 and arguments[0] in main.COMMANDS:
+        return ''
+    said = io.StringIO()
+    with mock.patch.object(main, 'carry_out'), redirect_stderr(said), redirect_stdout(io.StringIO()):
+        try:
+            main.main(arguments)
+        except SystemExit as end:
+            if end.code:
+                return said.getvalue().splitlines()[-1]
+    return ''
+
+
 def refusal_of(tool: str, arguments: list[str]) -> str:
     """What the tool's own parser, without abbreviations, has against these arguments."""
     parse = argparse.ArgumentParser.parse_args
@@ -215,6 +229,11 @@ class Checker:
                     yield f'{command}: no target {target} in the Makefile'
         elif [program, *arguments[:1]] == ['-m', 'pytest']:
             yield from self.check_pytest(arguments[1:], command)
+        elif program == 'recnext':
+            refusal = refusal_of_recnext(arguments)
+            if refusal:
+                yield f'{command}: {refusal}'
+            yield from self.check_settings(arguments, command)
         elif program == 'pip':
             for flag, name in itertools.pairwise(arguments):
                 if flag == '-r' and not exists(name, page):

@@ -67,6 +67,7 @@ def test_testing_gives_the_same_numbers_and_maps(trained, tmp_path, processes):
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.full
 def test_the_real_images_in_two_processes(real_m3, ade20k_sample, tmp_path):
     options = ['--data-root', ade20k_sample, '--work-dir', tmp_path]
     said = run('dist_test.sh', config_of('m3'), real_m3, 2, *options)

@@ -24,7 +24,10 @@ def segmentor_of(arch, gain):
     return initialise(build(cfg, 'FastEncoderDecoder'), gain=gain)
 
 
-@pytest.fixture(scope='module', params=SEGMENTORS)
+@pytest.fixture(
+    scope='module',
+    params=[arch if arch in ('m3', 'a3') else pytest.param(arch, marks=pytest.mark.full) for arch in SEGMENTORS],
+)
 def segmentor(request):
     """Weights with which the recursion of the largest networks fits into float16 as well."""
     return segmentor_of(request.param, 0.5)

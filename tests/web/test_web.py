@@ -250,7 +250,7 @@ def bomb(side: int) -> bytes:
 # A visit
 
 
-@pytest.mark.parametrize('place', range(3))
+@pytest.mark.parametrize('place', [0, pytest.param(1, marks=pytest.mark.full), 2])
 def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, inferred, visit, place):
     image = shared(IMAGES[place])
     visitor = visit(real_server)
