@@ -104,7 +104,7 @@ class TimmRecNeXt(RecNeXt):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A feature map, pooled and classified."""
-        if self.global_pool:
+        if self.global_pool == 'avg':
             x = x.mean((2, 3))
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
