@@ -95,7 +95,8 @@ def test_forward_intermediates(name, image):
         with pytest.raises(UserError, match='NCHW'):
             model.forward_intermediates(image, output_fmt='NLC')
         model.prune_intermediate_layers([1])
-    assert len(model.stages) == 2
+        pruned = model.forward_intermediates(image, intermediates_only=True)
+    assert len(pruned) == 2 and all(torch.equal(a, b) for a, b in zip(pruned, intermediates))
 
 
 @of_each_family
@@ -165,6 +166,12 @@ def test_scripted(name, deploy, image):
     randomise_norms(model)
     if deploy:
         model.switch_to_deploy()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(model)(image), model(image), rtol=1e-5, atol=1e-5)
+
+
+def test_scripted_features(image):
+    model = timm.create_model('recnext_m0', features_only=True, out_indices=(0, -2)).eval()
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(model)(image), model(image), rtol=1e-5, atol=1e-5)
 
