@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from helpers.malicious import Command
+from helpers.networks import randomise_norms
 from helpers.reference import ARCH_NAMES, ROOT, read_layout
 from safetensors.torch import save_file
 
@@ -94,7 +95,8 @@ def test_forward_intermediates(name, image):
         with pytest.raises(UserError, match='NCHW'):
             model.forward_intermediates(image, output_fmt='NLC')
         model.prune_intermediate_layers([1])
-    assert len(model.stages) == 2
+        pruned = model.forward_intermediates(image, intermediates_only=True)
+    assert len(pruned) == 2 and all(torch.equal(a, b) for a, b in zip(pruned, intermediates))
 
 
 @of_each_family
@@ -129,7 +131,7 @@ def test_parameters_are_grouped_by_layer(name):
 
 
 @pytest.mark.parametrize('name', [SMALL[0], pytest.param(SMALL[1], marks=pytest.mark.full)])
-@pytest.mark.parametrize('how', ['trace', 'fx', 'compile', 'bf16', 'channels_last', 'deploy'])
+@pytest.mark.parametrize('how', ['trace', 'script', 'fx', 'compile', 'bf16', 'channels_last', 'deploy'])
 def test_other_ways_to_run_it(name, how, image):
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
@@ -137,6 +139,8 @@ def test_other_ways_to_run_it(name, how, image):
         expected = model(image)
         if how == 'trace':
             found = torch.jit.trace(model, image)(image)
+        elif how == 'script':
+            found = torch.jit.script(model)(image)
         elif how == 'fx':
             found = torch.fx.symbolic_trace(model)(image)
         elif how == 'compile':
@@ -150,6 +154,26 @@ def test_other_ways_to_run_it(name, how, image):
             found = model(image)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= (0.1 if how == 'bf16' else 1e-4) * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in SMALL else pytest.param(name, marks=pytest.mark.full) for name in NAMES]
+)
+@pytest.mark.parametrize('deploy', [False, True], ids=['plain', 'folded'])
+def test_scripted(name, deploy, image):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    randomise_norms(model)
+    if deploy:
+        model.switch_to_deploy()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(model)(image), model(image), rtol=1e-5, atol=1e-5)
+
+
+def test_scripted_features(image):
+    model = timm.create_model('recnext_m0', features_only=True, out_indices=(0, -2)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(model)(image), model(image), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope='module')

@@ -44,20 +44,20 @@ class TwoBranchHead(nn.Module):
         others: For the class that this is mixed into.
     """
 
-    distilled_training = False
-    """Whether training gets both branches, each (N, classes), instead of their mean."""
-
     def __init__(self, channels: int, num_classes: int, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.num_classes = num_classes
+        # Whether training gets both branches, each (N, classes), instead of their mean.
+        self.distilled_training = False
         self.head: nn.Module = NormLinear(channels, num_classes)
         self.head_dist: nn.Module | None = NormLinear(channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    # Typed without the tuple of distilled training: torch.jit.script leaves that out, and goes by the annotation.
+    def forward(self, x: Tensor) -> Tensor:
         if self.head_dist is None:
             return self.head(x)
         both = self.head(x), self.head_dist(x)
-        if self.training and self.distilled_training:
+        if self.training and self.distilled_training and not torch.jit.is_scripting():
             return both
         return (both[0] + both[1]) / 2
 

@@ -5,11 +5,16 @@ Paper: `RecConv: Efficient Recursive Convolutions for Multi-Frequency Representa
 
 The two families share everything but the token mixer: :class:`RecConv` in m0 ... m5, :class:`RecAttn` in
 a0 ... a5. Parameters keep their released names; the exceptions stand in ``state_dict.rename``.
+
+What timm runs is written so that ``torch.jit.script`` compiles it: a loop calls the modules of a whole list, not of a
+slice, and a list is no condition.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer, is_norm
 from mmcv.cnn.bricks import DropPath
@@ -61,10 +66,13 @@ class RecConv(nn.Module):
         pyramid = [x]
         for _ in self.convs[1:]:
             pyramid.append(self.down(pyramid[-1]))
-        y = 0
-        for conv, feature, finer in zip(self.convs, pyramid[:0:-1], pyramid[-2::-1]):
-            y = F.interpolate(conv(feature + y), size=finer.shape[2:], mode='bilinear', align_corners=False)
-        return self.convs[-1](x + y)
+        y = pyramid.pop()
+        for conv in self.convs:
+            y = conv(y)
+            if len(pyramid) > 0:
+                finer = pyramid.pop()
+                y = finer + F.interpolate(y, size=finer.shape[2:], mode='bilinear', align_corners=False)
+        return y
 
 
 class LinearAttention(nn.Module):
@@ -80,7 +88,7 @@ class LinearAttention(nn.Module):
         norm_cfg: Normalisation of the query/key projection and of the positional encoding.
     """
 
-    eps = 1e-6
+    eps: Final = 1e-6
 
     def __init__(self, channels: int, heads: int, tokens_first: bool, norm_cfg: dict) -> None:
         super().__init__()
@@ -185,6 +193,15 @@ class Stage(nn.Module):
             Block(stage, channels, arch, drop_path_rate, norm_cfg) for _ in range(arch['depths'][stage])
         )
 
+    def forward(self, x: Tensor, with_cp: bool = False) -> Tensor:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if with_cp and x.requires_grad and not torch.jit.is_scripting():
+                x = _recomputed(block, x)
+            else:
+                x = block(x)
+        return x
+
 
 # In mmengine's own registry, which mmseg's and mmpretrain's fall back on.
 @MODELS.register_module()
@@ -210,6 +227,9 @@ class RecNeXt(StrictlyPretrained):
     Raises:
         UserError: an arch that makes no network, or an index out of range.
     """
+
+    # mmengine's BaseModule has a setter without types: torch.jit.script would take its values for tensors.
+    __jit_unused_properties__ = ['is_init']
 
     def __init__(
         self,
@@ -251,18 +271,11 @@ class RecNeXt(StrictlyPretrained):
         """The feature maps of the first ``stages`` stages."""
         x = self.stem(x)
         features = []
-        for stage in list(self.stages)[:stages]:
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = self._recomputed(block, x) if self.with_cp and x.requires_grad else block(x)
-            features.append(x)
+        for index, stage in enumerate(self.stages):
+            if index < stages:
+                x = stage(x, self.with_cp)
+                features.append(x)
         return features
-
-    @staticmethod
-    def _recomputed(block: Block, x: Tensor) -> Tensor:
-        # The second forward pass must not count into the running statistics once more.
-        contexts = lambda: (contextlib.nullcontext(), _untracked_statistics(block))  # noqa: E731
-        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
     def load_pretrained(self, checkpoint: str) -> None:
         """Load a file that must fit exactly (see :func:`pretrained.read_pretrained`)."""
@@ -299,6 +312,12 @@ class RecNeXt(StrictlyPretrained):
                 module.switch_to_deploy()
         # The modules that took the norms' places are new, and new modules are in training mode.
         self.eval()
+
+
+def _recomputed(block: Block, x: Tensor) -> Tensor:
+    # The second forward pass must not count into the running statistics once more.
+    contexts = lambda: (contextlib.nullcontext(), _untracked_statistics(block))  # noqa: E731
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager

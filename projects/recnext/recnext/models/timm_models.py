@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..utils.errors import UserError, printable
 from ..weights.checkpoint import read_checkpoint
 from ..weights.releases import read_releases
-from .archs import ARCHS, STAGES
+from .archs import ARCHS
 from .heads import CLASS_TENSORS, TwoBranchHead
 from .recnext import RecNeXt
 from .state_dict import (
@@ -104,7 +104,7 @@ class TimmRecNeXt(RecNeXt):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A feature map, pooled and classified."""
-        if self.global_pool:
+        if self.global_pool == 'avg':
             x = x.mean((2, 3))
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
@@ -116,7 +116,7 @@ class TimmRecNeXt(RecNeXt):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
@@ -126,17 +126,20 @@ class TimmRecNeXt(RecNeXt):
         if output_fmt != 'NCHW':
             raise UserError(f'RecNeXt gives feature maps as NCHW; found {output_fmt}.')
         del norm  # there is none after the last stage
-        taken, last = feature_take_indices(STAGES, indices)
-        features = self.forward_stages(x, last + 1 if stop_early else STAGES)
+        stages = len(self.stages)
+        taken, last = feature_take_indices(stages, indices)
+        features = self.forward_stages(x, last + 1 if stop_early else stages)
         intermediates = [features[index] for index in taken]
-        return intermediates if intermediates_only else (features[-1], intermediates)
+        if intermediates_only:
+            return intermediates
+        return features[-1], intermediates
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the stages after the last of ``indices``, and the head."""
         del prune_norm
-        taken, last = feature_take_indices(STAGES, indices)
+        taken, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
             self.reset_classifier(0)
