@@ -93,7 +93,7 @@ def test_any_form_and_sizes_that_are_no_powers_of_two(tiny_of, tmp_path, mixer, 
 @pytest.mark.parametrize('mixer', ['conv', pytest.param('attn', marks=pytest.mark.full)])
 def test_several_sizes(tiny_of, tmp_path, mixer):
     tiny = tiny_of(mixer)
-    sizes = [(64, 128), (128, 64)]
+    sizes = [(128, 192), (192, 128)]
     export_to(tmp_path / 'a.mlpackage', EXACT, tiny, size=sizes)
     saved = open_model(tmp_path / 'a.mlpackage')
     enumerated = saved.spec.description.input[0].type.imageType.enumeratedSizes.sizes
