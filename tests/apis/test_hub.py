@@ -18,6 +18,8 @@ from helpers.tools import assert_user_error, run_python
 from huggingface_hub import constants
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmseg.models import FPNHead
+from mmseg.registry import MODELS
 
 from projects.recnext.recnext.apis.find import find_trained
 from projects.recnext.recnext.apis.predictor import Predictor, make_pipeline
@@ -86,7 +88,7 @@ def cached(tmp_path: Path) -> list[str]:
 def test_what_is_pushed_and_pulled_is_the_same(hub, tiny, tmp_path, capsys):
     config, checkpoint = map(str, tiny)
     said = push(config, checkpoint, 'user/tiny')
-    assert f'{hub.url}/user/tiny/commit/' in said and 'recnext predict hf://user/tiny' in said
+    assert f'{hub.url}/user/tiny/commit/' in said and 'hf://user/tiny photo.jpg' in said
     assert sorted(hub.files('user/tiny')) == FILES and hub.private == set()
     pulled = load_segmentor(*find_trained('hf://user/tiny'))
     original = load_segmentor(config, checkpoint)
@@ -108,7 +110,8 @@ def test_what_is_in_a_repository(pushed, tiny):
     description = json.loads(files['config.json'])
     cfg, weights = load_config(tiny[0]), read_checkpoint(tiny[1])['state_dict']
     assert decode_config(description['config']) == cfg.to_dict()
-    assert (description['classes'], description['palette']) == named_classes(cfg)
+    classes, palette = named_classes(cfg)
+    assert description['classes'] == [name.strip() for name in classes] and description['palette'] == palette
     assert description['source'] == dict(file='tiny.pth', sha256=sha256_of(tiny[1]), release=None)
     assert description['published'] is None and description['measured'] is None
     _, front, text = files['README.md'].decode().split('---\n', 2)
@@ -275,6 +278,17 @@ def test_a_push_that_is_refused_leaves_nothing(hub, tiny, tmp_path, monkeypatch,
     assert os.listdir(tmp_path / 'tmp') == [] and hub.commits == {} and hub.large == {}
 
 
+def test_what_nobody_could_pull_is_not_pushed(hub, tiny, tmp_path):
+    (tmp_path / 'mine.py').write_text(f"_base_ = [{str(tiny[0])!r}]\nmodel = dict(decode_head=dict(type='MyHead'))\n")
+    MODELS.register_module('MyHead', module=type('MyHead', (FPNHead,), {}))
+    try:
+        with pytest.raises(UserError, match=r'model\.decode_head\.type is MyHead'):
+            push(str(tmp_path / 'mine.py'), str(tiny[1]), 'user/tiny')
+    finally:
+        MODELS.module_dict.pop('MyHead')
+    assert hub.requests == []
+
+
 def test_weights_that_do_not_fit_are_not_pushed(hub, tiny, tmp_path):
     content = read_checkpoint(tiny[1])
     content['state_dict'].popitem()
@@ -326,6 +340,16 @@ MALICIOUS = {
     'a function for the workers': (
         set_at('test_dataloader.worker_init_fn', 'evil.run'),
         'test_dataloader.worker_init_fn is evil.run',
+    ),
+    'imports without end': (set_at('custom_imports', dict(imports=5)), 'custom_imports wants 5'),
+    'a tuple that is none': (set_at('test_pipeline', {'__tuple__': 5}), 'test_pipeline is a dict'),
+    'classes with colours for a terminal': (
+        lambda description: description['classes'].__setitem__(0, '\x1b[31m'),
+        'classes, palette or name',
+    ),
+    'a network of the hub': (
+        set_at('model.backbone', dict(type='mmpretrain.TIMMBackbone', model_name='hf-hub:evil/evil')),
+        'wants to read hf-hub:evil/evil',
     ),
     'a pickle to read': (
         set_at('model.decode_head.loss_decode', dict(type='CrossEntropyLoss', class_weight='evil.pkl')),

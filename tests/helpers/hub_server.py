@@ -139,6 +139,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition('?')[0]
         api = re.fullmatch(r'/api/models/([^/]+/[^/]+)(?:/revision/(.+))?', path)
         file = re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', path)
+        if not api and not file:
+            return self.refuse(404)
         repository, revision = (api or file)[1], (api or file)[2] or 'main'
         known = self.hub.commits.get(repository)
         if known is None or (repository in self.hub.private and self.token != OWNER):

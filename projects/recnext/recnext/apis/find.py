@@ -43,11 +43,9 @@ def pull_segmentor(repository: Repository) -> tuple[Path, Path]:
     try:
         check_weights(description, weights)
     except CheckpointError as error:
-        # The cache would hand it out for ever; the place in it is a link.
+        # The cache would hand it out for ever; what stands there is a link.
         weights.resolve().unlink()
-        raise CheckpointError(
-            f'{repository}: {error}\n  It was removed; the same command downloads it again.'
-        ) from None
+        raise CheckpointError(f'{repository}: {error}\n  It was removed; the same command fetches it anew.') from None
     return description, weights
 
 

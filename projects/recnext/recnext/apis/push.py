@@ -13,6 +13,7 @@ from ..engine.stored_config import encode_config
 from ..evaluation.record import RECORD, read_evaluation
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
+from ..utils.paths import command
 from ..weights.checkpoint import write_safetensors
 from ..weights.digests import find_recorded_release, sha256_of_weights
 from ..weights.hub import DESCRIPTION, WEIGHTS, parse_repository, push_folder
@@ -52,11 +53,12 @@ def push(
     measured = read_figures(Path(metrics), trained.checkpoint) if metrics else None
     with tempfile.TemporaryDirectory() as folder:
         description = write_segmentor(Path(folder), trained, name_of(config, trained.cfg), measured)
+        load_segmentor(folder, str(Path(folder, WEIGHTS)))  # nothing is pushed that would be refused when it is pulled
         write_card(Path(folder, 'README.md'), description, place.name, license)
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
         print(f'{place}: uploading {size / 1e6:.1f} MB', flush=True)
         address = push_folder(Path(folder), place, private)
-    return f'{address}\nTry it: recnext predict {place} photo.jpg'
+    return f'{address}\nTry it: {command("predict", str(place), "photo.jpg")}'
 
 
 def write_segmentor(folder: Path, trained: TrainedSegmentor, name: str, measured: Mapping | None = None) -> dict:
@@ -107,7 +109,7 @@ def read_figures(work_dir: Path, checkpoint: str) -> dict:
         UserError: there is none, it is of other weights, or these have changed since.
     """
     records = sorted(work_dir.rglob(RECORD), key=os.path.getmtime)
-    advice = 'Test it first: recnext test CONFIG CHECKPOINT --work-dir DIR'
+    advice = f'Test it first: {command("test", "CONFIG", checkpoint, "--work-dir", str(work_dir))}'
     if not records:
         raise UserError(f'No {RECORD} in {work_dir}. {advice}')
     evaluation = read_evaluation(records[-1])

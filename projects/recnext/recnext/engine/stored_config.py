@@ -43,7 +43,7 @@ PLACES = ('init_cfg', 'pretrained', 'checkpoint_path', 'output_dir', 'collect_di
 """Arguments that name weights to start from, folders to write in and servers to ask: those of the machine where the
 network was trained. They are left out."""
 
-READ = re.compile(r'://|\.(pkl|pickle|npy|pth|pt|ckpt|bin)$')
+READ = re.compile(r'://|^hf[-_]hub:|(^|\.)pickle$|\.(pkl|npy|pth|pt|ckpt|bin)$')
 """What a text looks like that MMEngine would fetch, or read as a pickle: ``class_weight`` of a loss, for one."""
 
 NAMING = ('type', 'collate_fn', 'worker_init_fn')
@@ -53,7 +53,7 @@ TUPLE = '__tuple__'
 """JSON has no tuples, and mmcv tells them from lists."""
 
 LARGEST = 1 << 22
-"""Bytes of a description. That of a released segmentor has 20 000."""
+"""Bytes of a description. That of a released segmentor has 25 000."""
 
 
 class StoredConfigError(UserError):
@@ -74,7 +74,7 @@ def encode_config(cfg: Config) -> dict:
         same = False
     if not same:
         raise StoredConfigError(
-            f'{cfg.filename} holds more than texts, numbers, lists and dicts, and cannot be stored.'
+            f'{cfg.filename} holds more than texts, numbers, lists and dicts; only these are stored.'
         )
     return encoded
 
@@ -91,7 +91,7 @@ def decode_config(value: object) -> object:
     """What :func:`encode_config` was given, as plain data."""
     if isinstance(value, dict):
         parts = {key: decode_config(part) for key, part in value.items()}
-        return tuple(parts[TUPLE]) if parts.keys() == {TUPLE} else parts
+        return tuple(parts[TUPLE]) if parts.keys() == {TUPLE} and isinstance(parts[TUPLE], list) else parts
     return [decode_config(part) for part in value] if isinstance(value, list) else value
 
 
@@ -109,14 +109,14 @@ def read_description(path: Path) -> dict:
         content = json.loads(text)
         classes, palette = content['classes'], content['palette']
         colours = [colour for colour in palette if len(colour) == 3 and all(value in range(256) for value in colour)]
-        whole = len(classes) == len(palette) == len(colours) and all(isinstance(name, str) for name in classes)
-        if not whole or not re.fullmatch(r'\w[\w.-]*', content['name']):
+        whole = len(classes) == len(palette) == len(colours) and all(name.isprintable() for name in classes)
+        if not whole or not re.fullmatch(r'[\w-]+', content['name']):
             raise ValueError('classes, palette or name are not what they should be')
         if not all(isinstance(content[key], dict) for key in ('config', 'weights', 'source')):
             raise ValueError('config, weights and source should be dicts')
         if not isinstance(content['weights']['sha256'], str):
             raise ValueError('the SHA-256 of the weights is missing')
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(f'{type(error).__name__}: {error}', 200)
         raise StoredConfigError(f'{path} is no {DESCRIPTION} of a segmentor. ({reason})') from None
     return content
@@ -146,14 +146,14 @@ def load_stored_config(path: Path) -> Config:
     return Config({**ours, **taken}, cfg_text=json.dumps(whole), filename=f'{content["name"]}.py')
 
 
-def _import(custom_imports: dict) -> None:
+def _import(custom_imports: object) -> None:
     """Import what a config asks for, if it is of this project, mmseg or mmpretrain.
 
     Raises:
         StoredConfigError: it is of anything else.
     """
-    names = custom_imports.get('imports') or [] if isinstance(custom_imports, dict) else [custom_imports]
-    for name in [names] if isinstance(names, str) else names:
+    names = custom_imports.get('imports') or [] if isinstance(custom_imports, dict) else custom_imports
+    for name in names if isinstance(names, list | tuple) else [names]:
         if not isinstance(name, str) or not IMPORTED.fullmatch(name):
             raise StoredConfigError(f'custom_imports wants {printable(name, 100)}, which is not of a known library.')
         try:
@@ -206,7 +206,8 @@ def _registered(scope: str, name: str) -> Iterator[object]:
 
 
 def _is_allowed(part: object) -> bool:
-    return _is_in(part.__module__, LIBRARIES) and not _is_in(part.__module__, FETCHING)
+    module = getattr(part, '__module__', '')
+    return _is_in(module, LIBRARIES) and not _is_in(module, FETCHING)
 
 
 def _is_in(module: str, places: tuple[str, ...]) -> bool:
