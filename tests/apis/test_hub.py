@@ -21,6 +21,8 @@ from mmengine.config import Config
 from mmseg.models import FPNHead
 from mmseg.registry import MODELS
 
+from projects.recnext.recnext.apis import download
+from projects.recnext.recnext.apis.convert import convert_file
 from projects.recnext.recnext.apis.find import find_trained
 from projects.recnext.recnext.apis.predictor import Predictor, make_pipeline
 from projects.recnext.recnext.apis.push import push
@@ -28,10 +30,12 @@ from projects.recnext.recnext.cli.main import main
 from projects.recnext.recnext.engine.config import load_config, named_classes
 from projects.recnext.recnext.engine.loading import load_segmentor
 from projects.recnext.recnext.engine.stored_config import decode_config, encode_config
+from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.models.builder import build_skeleton, build_without_weights
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import sha256_of
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint, write_checkpoint
+from projects.recnext.recnext.weights.releases import get_release
 
 FILES = ['.gitattributes', 'README.md', 'config.json', 'config.py', 'model.safetensors']
 
@@ -162,6 +166,25 @@ def test_figures_are_those_of_a_test_of_the_same_weights(hub, tiny, scenes, tmp_
     other = shutil.copy(checkpoint, tmp_path / 'other.pth')
     with pytest.raises(UserError, match='is of another checkpoint'):
         push(config, str(other), 'user/tiny', metrics=work)
+
+
+def test_published_figures_are_those_of_a_release_by_its_sha256(hub, tiny, tmp_path):
+    release = get_release('recnext_m3_ade20k')
+    checkpoint = shutil.copy(tiny[1], tmp_path / 'tiny.pth')
+    (tmp_path / 'sha256.json').write_text(json.dumps({release['name']: sha256_of(checkpoint)}))
+    push(str(tiny[0]), str(checkpoint), 'user/tiny')
+    description = json.loads(hub.files('user/tiny')['config.json'])
+    assert description['source']['release'] == release['name'] and description['published'] == release['metrics']
+    card = hub.files('user/tiny')['README.md'].decode()
+    (results,) = yaml.safe_load(card.split('---\n')[1])['model-index']
+    (found,) = results['results']
+    assert {metric['name']: metric['value'] for metric in found['metrics']} == release['metrics']
+    assert found['source']['name'] == 'training log' and '| as published | 40.98 |' in card
+
+
+def test_an_export_names_where_it_is_from(pushed):
+    origin = load_source(*find_trained('hf://user/tiny'), fuse='all').origin()
+    assert origin['config'] == 'tiny' and origin['checkpoint'] == 'model.safetensors'
 
 
 def test_a_file_that_was_tampered_with_is_refused(pushed, tmp_path):
@@ -436,11 +459,15 @@ def test_a_config_that_is_more_than_data_is_not_stored():
 
 
 @pytest.mark.full
-def test_the_genuine_m3(hub, real_m3, ade20k_sample):
+def test_the_genuine_m3(hub, real_m3, ade20k_sample, tmp_path, monkeypatch):
     push(str(config_of('m3')), str(real_m3), 'user/m3')
     predictor = Predictor.from_pretrained('user/m3', device='cpu')
     for photo in sorted((ade20k_sample / 'images' / 'validation').glob('*.jpg')):
         assert (predictor(photo).labels != genuine_maps()[photo.stem]).sum() == 0
     description = json.loads(hub.files('user/m3')['config.json'])
+    monkeypatch.setattr(download, 'CHECKPOINTS', tmp_path)
+    convert_file(real_m3, tmp_path / 'recnext_m3_ade20k.pth')
+    released = Predictor.from_pretrained('recnext_m3_ade20k', device='cpu')
+    assert np.array_equal(released(photo).labels, predictor(photo).labels)
     # Made by the genuine stack, called like a release, and none by its SHA-256.
     assert description['source']['release'] is None and description['published'] is None
