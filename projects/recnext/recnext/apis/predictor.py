@@ -23,7 +23,9 @@ from ..utils.errors import UserError
 from ..utils.files import sha256_of
 from ..utils.image_io import ImageError, read_image
 from ..visualization.overlay import draw_overlay
+from ..weights.hub import SCHEME
 from .convert import convert_meta
+from .find import find_trained
 
 MAX_NETWORK_PIXELS = 2**24
 """Of an image as the network sees it; RecNeXt-M3 takes 5 GB for so many."""
@@ -119,7 +121,7 @@ class Predictor:
         deploy(self.segmentor, deployment)
         pipeline = make_pipeline(cfg)
         self.pipeline = Compose(pipeline)
-        self.classes, self.palette = _classes_of(cfg, content, self.segmentor.num_classes)
+        self.classes, self.palette = classes_of(cfg, content, self.segmentor.num_classes)
         seen = json.dumps([cfg.model, pipeline, self.classes, self.palette.tolist()], default=str)
         self.made_with = dict(
             config=Path(cfg.filename).stem,
@@ -129,6 +131,31 @@ class Predictor:
             **dataclasses.asdict(deployment),
         )
         """What decides the predictions, for a person to read and for a restarted run to compare."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        deployment: Deployment = DEFAULT,
+    ) -> 'Predictor':
+        """A segmentor that brings its own weights, downloaded first if they are not there.
+
+        Args:
+            name: ``'user/name'`` on the Hugging Face hub; a released one such as ``'recnext_m3_ade20k'``; or a folder
+                with the files of either's repository.
+            revision: Branch, tag or commit on the hub; None means the newest.
+            device: See :class:`Predictor`.
+            deployment: See :class:`Predictor`.
+
+        Raises:
+            UserError: there is none of that name; or it is refused, as config and weights from strangers may be.
+        """
+        name = str(name)
+        if revision or (name.count('/') == 1 and not Path(name).is_dir()):
+            name = SCHEME + name.removeprefix(SCHEME) + (f'@{revision}' if revision else '')
+        return cls(*find_trained(name), device=device, deployment=deployment)
 
     def __call__(self, image: str | Path | np.ndarray) -> Prediction:
         """Predict one image.
@@ -181,7 +208,7 @@ def make_pipeline(cfg: Config) -> list[dict]:
     return [{**load, 'type': 'LoadImageFromNDArray'}, *(step for step in rest if step['type'] != 'LoadAnnotations')]
 
 
-def _classes_of(cfg: Config, checkpoint: dict, number: int) -> tuple[list[str], np.ndarray]:
+def classes_of(cfg: Config, checkpoint: dict, number: int) -> tuple[list[str], np.ndarray]:
     """Names and colours of the classes: as the checkpoint says, or else as the test set of the config does."""
     meta = convert_meta(checkpoint.get('meta'), 'mmseg1').get('dataset_meta', {})
     classes, palette = meta.get('classes', ()), meta.get('palette')

@@ -17,6 +17,7 @@ COMMANDS = (
     'test',
     'convert',
     'download',
+    'push',
     'export',
     'report',
     'check-dataset',

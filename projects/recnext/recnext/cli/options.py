@@ -52,13 +52,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """A trained network: a config with weights, or a release with its own."""
-    add_config(parser)
+    """A trained network: a config with weights, or a release or a segmentor of the Hugging Face hub with its own."""
+    config = parser.add_argument(
+        'config',
+        metavar='CONFIG',
+        help='config file, name of a config (recnext configs) or of a release, or hf://user/name[@revision]',
+    )
+    config.complete = FILE
     checkpoint = parser.add_argument(
         'checkpoint',
         metavar='CHECKPOINT',
         nargs='?',
-        help='weights, of this project or as released (0.x); default: those of the release that CONFIG names',
+        help='weights, of this project or as released (0.x); default: those that CONFIG brings',
     )
     checkpoint.complete = FILE
 
@@ -69,11 +74,12 @@ def names_weights(argument: str) -> bool:
 
 
 def with_weights(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments, with the weights of the release where none are named."""
-    from ..apis.download import find_released_weights
+    """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
+    if args.checkpoint is None or args.config.startswith('hf://'):
+        from ..apis.find import find_trained
 
-    if args.checkpoint is None:
-        args.checkpoint = str(find_released_weights(args.config))
+        args.config, weights = find_trained(args.config)
+        args.checkpoint = args.checkpoint or weights
     return args
 
 

@@ -9,7 +9,9 @@ from mmseg.registry import DATASETS
 from ..datasets.listing import leaves
 from ..utils.errors import UserError
 from ..utils.paths import find_config, find_path
+from ..weights.hub import DESCRIPTION
 from ..weights.releases import find_released_config
+from .stored_config import load_stored_config
 
 SPLITS = ('train', 'val', 'test')
 
@@ -18,17 +20,21 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     """Read a config file, or that of a release, and merge ``key=value`` options into it.
 
     Args:
-        path: Of the file, or the name of one of the configs of this project or of a released segmentor.
+        path: Of the file, or the name of one of the configs of this project or of a released segmentor; or a folder of
+            a segmentor from the Hugging Face hub, whose config is read as data.
         cfg_options: Settings by their dotted names.
 
     Raises:
         UserError: no such file, or one that cannot be read, or options that do not fit in it.
     """
-    path = find_released_config(str(path)) or find_config(path)
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program of the user's
-        raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
+    if Path(path, DESCRIPTION).is_file():
+        cfg = load_stored_config(Path(path, DESCRIPTION))
+    else:
+        path = find_released_config(str(path)) or find_config(path)
+        try:
+            cfg = Config.fromfile(path)
+        except Exception as error:  # a config is a program of the user's
+            raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
     try:
         cfg.merge_from_dict(cfg_options or {})
     except Exception as error:
@@ -39,6 +45,11 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
             # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
             loader.persistent_workers = False
     return cfg
+
+
+def name_of(config: str | Path, cfg: Config) -> str:
+    """What a config is called: as its file, or as the user called it; a folder from the hub by the name in it."""
+    return Path(cfg.filename if Path(config).is_dir() else config).stem
 
 
 def is_segmentor(cfg: Config) -> bool:
@@ -107,7 +118,7 @@ def average_augmented(cfg: Config) -> None:
 
 def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
     """Where to write: the option, else the config, else ``work_dirs/`` and the name of the config."""
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name_of(config, cfg))
 
 
 def point_at_data(dataset: ConfigDict, data_root: str | None) -> None:
@@ -127,7 +138,9 @@ def test_set(cfg: Config) -> ConfigDict:
 
 
 def named_classes(cfg: Config) -> tuple[list[str], list[list[int]]]:
-    """Names and colours (RGB) of the classes of the test set, which need not be there."""
+    """Names and colours (RGB) of the classes: stored with a segmentor, or of the test set, which need not be there."""
+    if cfg.get('dataset_meta'):
+        return list(cfg.dataset_meta['classes']), [list(colour) for colour in cfg.dataset_meta['palette']]
     init_default_scope('mmseg')
     metainfo = DATASETS.build({**test_set(cfg), 'pipeline': [], 'lazy_init': True}).metainfo
     return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]

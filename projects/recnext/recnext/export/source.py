@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
+from ..engine.config import name_of
 from ..engine.loading import load_segmentor
 from ..models.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
@@ -51,7 +52,7 @@ class Source(NamedTuple):
         """Where the weights are from: config, file, SHA-256, and the published metrics of a release."""
         metrics = self.release['metrics'] if self.release else {}
         return dict(
-            config=Path(self.config).stem,
+            config=name_of(self.config, self.cfg),
             checkpoint=Path(self.checkpoint).name,
             sha256=self.sha256,
             **{f'{metric} (released)': str(value) for metric, value in metrics.items()},

@@ -24,6 +24,7 @@ TOOLS = {
     'predict': 'infer',
     'convert': 'convert_checkpoint',
     'download': 'download_checkpoint',
+    'push': 'push_to_hub',
     'web': 'web_demo',
     'make-samples': 'make_sample_dataset',
 }

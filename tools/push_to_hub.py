@@ -1,0 +1,6 @@
+"""Push a segmentor to the Hugging Face hub: weights, config, classes, and a model card with its provenance."""
+
+from _cli import run_tool
+
+if __name__ == '__main__':
+    run_tool('push')
