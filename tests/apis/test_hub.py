@@ -218,6 +218,14 @@ def test_a_file_that_was_tampered_with_is_refused(pushed, tmp_path):
     assert len(str(error.value).splitlines()) <= 3
 
 
+def test_weights_are_safetensors_only(pushed, tiny):
+    pickled = tiny[1].read_bytes()
+    pushed.commit('user/tiny', {'model.safetensors': pickled})
+    change(pushed, lambda description: description['weights'].update(sha256=sha256_of(tiny[1])))
+    with pytest.raises(UserError, match='is no safetensors file'):
+        find_trained('hf://user/tiny')
+
+
 def test_other_weights_of_the_right_sha256_do_not_fit(pushed, tmp_path):
     folder = Path(find_trained('hf://user/tiny')[0])
     own = shutil.copytree(folder, tmp_path / 'own')
