@@ -26,6 +26,8 @@ from projects.recnext.recnext.apis.convert import convert_file
 from projects.recnext.recnext.apis.find import find_trained
 from projects.recnext.recnext.apis.predictor import Predictor, make_pipeline
 from projects.recnext.recnext.apis.push import push
+from projects.recnext.recnext.apis.test import test as run_test
+from projects.recnext.recnext.apis.train import train
 from projects.recnext.recnext.cli.main import main
 from projects.recnext.recnext.engine.config import load_config, named_classes
 from projects.recnext.recnext.engine.loading import load_segmentor
@@ -148,13 +150,11 @@ def test_the_command_line(hub, tiny, scenes, tmp_path, monkeypatch, capsys):
 
 
 def test_figures_are_those_of_a_test_of_the_same_weights(hub, tiny, scenes, tmp_path):
-    from projects.recnext.recnext.apis.test import test
-
     config, checkpoint = map(str, tiny)
     work = str(tmp_path / 'work')
     with pytest.raises(UserError, match=r'No evaluation\.json'):
         push(config, checkpoint, 'user/tiny', metrics=work)
-    figures = test(config, checkpoint, work_dir=work, data_root=str(scenes))
+    figures = run_test(config, checkpoint, work_dir=work, data_root=str(scenes))
     push(config, checkpoint, 'user/tiny', metrics=work)
     measured = json.loads(hub.files('user/tiny')['config.json'])['measured']
     assert measured == dict({key: figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}, images=3)
@@ -162,10 +162,17 @@ def test_figures_are_those_of_a_test_of_the_same_weights(hub, tiny, scenes, tmp_
     (results,) = yaml.safe_load(card.split('---\n')[1])['model-index']
     found = {metric['name']: metric['value'] for metric in results['results'][0]['metrics']}
     assert found == {key: figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}
+    # Scenes are no ADE20K, though their classes are of it.
+    assert results['results'][0]['dataset']['name'].endswith(', 3 images') and 'ADE20K' not in card
     assert f'{figures["mIoU"]:.2f}' in card and '3 images' in card
     other = shutil.copy(checkpoint, tmp_path / 'other.pth')
     with pytest.raises(UserError, match='is of another checkpoint'):
         push(config, str(other), 'user/tiny', metrics=work)
+
+
+def test_a_segmentor_from_the_hub_is_not_trained_on_as_it_is(pushed):
+    with pytest.raises(UserError, match=r'has no train_dataloader.*load_from'):
+        train(find_trained('hf://user/tiny')[0])
 
 
 def test_published_figures_are_those_of_a_release_by_its_sha256(hub, tiny, tmp_path):
@@ -179,7 +186,8 @@ def test_published_figures_are_those_of_a_release_by_its_sha256(hub, tiny, tmp_p
     (results,) = yaml.safe_load(card.split('---\n')[1])['model-index']
     (found,) = results['results']
     assert {metric['name']: metric['value'] for metric in found['metrics']} == release['metrics']
-    assert found['source']['name'] == 'training log' and '| as published | 40.98 |' in card
+    assert found['source']['name'] == 'training log' and found['dataset']['name'] == 'ADE20K'
+    assert 'scene_parse_150' in card and '| as published | 40.98 |' in card
 
 
 def test_an_export_names_where_it_is_from(pushed):
@@ -208,6 +216,14 @@ def test_a_file_that_was_tampered_with_is_refused(pushed, tmp_path):
     with pytest.raises(UserError) as error:
         find_trained('hf://user/tiny')
     assert len(str(error.value).splitlines()) <= 3
+
+
+def test_weights_are_safetensors_only(pushed, tiny):
+    pickled = tiny[1].read_bytes()
+    pushed.commit('user/tiny', {'model.safetensors': pickled})
+    change(pushed, lambda description: description['weights'].update(sha256=sha256_of(tiny[1])))
+    with pytest.raises(UserError, match='is no safetensors file'):
+        find_trained('hf://user/tiny')
 
 
 def test_other_weights_of_the_right_sha256_do_not_fit(pushed, tmp_path):

@@ -50,7 +50,7 @@ def pull_segmentor(repository: Repository) -> tuple[Path, Path]:
 
 
 def check_weights(description: Path, weights: Path) -> None:
-    """Make sure that weights are those that a description is of.
+    """Make sure that weights are those that a description is of, and safetensors.
 
     Raises:
         UserError: they are not, or one of the files is missing.
@@ -62,3 +62,7 @@ def check_weights(description: Path, weights: Path) -> None:
     if found != expected:
         expected = printable(expected, 64)
         raise CheckpointError(f'{weights} is not what was pushed: found sha256 {found},\n  expected {expected}.')
+    with weights.open('rb') as file:
+        start = file.read(9)
+    if start[8:] != b'{':
+        raise CheckpointError(f'{weights} is no safetensors file, whatever it is called: it begins with {start!r}.')

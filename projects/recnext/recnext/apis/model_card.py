@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-DATASETS = {'ADE20KDataset': ('scene_parse_150', 'ADE20K')}
-"""What the hub calls the dataset of a config, and people."""
+ADE20K = 'ADEChallengeData2016'
+DATASETS = {ADE20K: ('scene_parse_150', 'ADE20K')}
+"""What the hub calls a dataset, and people, by its folder. The class in a config tells no more than the classes."""
 
 FIGURES = {'mIoU': 'mean_iou', 'mAcc': 'mean_accuracy', 'aAcc': 'overall_accuracy'}
 """What the hub calls the figures."""
@@ -60,10 +61,14 @@ def write_card(path: Path, description: Mapping, repository: str, license: str) 
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = description['config']['test_dataloader']['dataset'].get('type', 'unknown')
-    identifier, named = DATASETS.get(dataset, (dataset, dataset))
+    folder = Path(description['config']['test_dataloader']['dataset'].get('data_root') or 'unknown').name
     published, measured = description['published'], description['measured']
+    if published and not measured:
+        folder = ADE20K
+    identifier, named = DATASETS.get(folder, (folder, folder))
     source = {} if measured else dict(source_name='training log', source_url=LOGS)
+    if measured:
+        named += f', {measured["images"]} images'
     results = [
         EvalResult('image-segmentation', identifier, named, kind, figures[figure], metric_name=figure, **source)
         for figures in [measured or published]
@@ -75,7 +80,7 @@ def write_card(path: Path, description: Mapping, repository: str, license: str) 
         library_name='recnext',
         pipeline_tag='image-segmentation',
         tags=['semantic-segmentation', 'mmsegmentation', description['backbone'].get('type', 'unknown').lower()],
-        datasets=[identifier] if dataset in DATASETS else None,
+        datasets=[identifier] if folder in DATASETS else None,
         metrics=list(FIGURES.values()) if results else None,
         model_name=description['name'],
         eval_results=results or None,
@@ -84,7 +89,7 @@ def write_card(path: Path, description: Mapping, repository: str, license: str) 
     text = TEXT.format(
         title=repository.partition('/')[2],
         architecture=description['architecture'],
-        backbone=' '.join(map(str, description['backbone'].values())),
+        backbone=' '.join(value for value in description['backbone'].values() if isinstance(value, str)),
         number=len(description['classes']),
         repository=repository,
         figures=_table(published, measured),

@@ -49,6 +49,11 @@ def train(
     """
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
+    if not cfg.get('train_dataloader'):
+        raise UserError(
+            f'{config} has no train_dataloader, and so nothing to train on. To train on from its weights, name them in '
+            'load_from of a config of your own.'
+        )
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
     skeleton = build_skeleton(cfg.model)
