@@ -13,11 +13,12 @@ from mmseg.structures import SegDataSample
 from torch import distributed, nn
 
 from ..engine.config import load_segmentor_config
+from ..engine.distributed import backend_of
 from ..engine.hooks.compile import compile_for_training
 from ..engine.optim import use_bfloat16
 from ..models.builder import build_without_weights
-from ..utils.device import find_device
-from ..utils.memory import peak_memory, reset_peak
+from ..utils.device import AUTO, find_device
+from ..utils.memory import can_tell_peak, peak_memory, reset_peak
 from ..utils.timing import Stopwatch
 
 WARMUP = 2
@@ -41,25 +42,25 @@ def benchmark_training(
     rounds: int = 5,
     batch_size: int | None = None,
     compile: bool = False,
-    device: str = 'cpu',
+    device: str = AUTO,
     cfg_options: dict | None = None,
 ) -> dict[str, dict[str, float]]:
     """Train on random images in every way in turn and print a table; see ``recnext benchmark-training --help``.
 
     Returns:
         For each way: ``milliseconds`` of an iteration, median; ``megabytes`` that it needs beside weights and
-        optimiser, None on a CPU.
+        optimiser, None on a CPU and where the device does not tell.
 
     Raises:
-        UserError: no such config, or no GPU.
+        UserError: no such config, or no such device.
     """
     where = find_device(device)
-    on_gpu = where.type == 'cuda'
+    tells_memory = where.type != 'cpu' and can_tell_peak(where)
     cfg = load_segmentor_config(config, cfg_options)
     init_default_scope('mmseg')
     batch_size = batch_size or cfg.train_dataloader.batch_size
-    # One process that talks to itself: NCCL on a GPU.
-    distributed.init_process_group('nccl' if on_gpu else 'gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    # One process that talks to itself: NCCL on a GPU of NVIDIA's.
+    distributed.init_process_group(backend_of(where), store=distributed.HashStore(), rank=0, world_size=1)
     try:
         batch = random_batch(cfg, batch_size)
         ways = {**WAYS, **(COMPILED_WAYS if compile else {})}
@@ -69,10 +70,10 @@ def benchmark_training(
         megabytes = dict.fromkeys(ways)
         for _ in range(WARMUP + rounds):
             for name, (model, optim_wrapper) in trained.items():
-                before = reset_peak(where) if on_gpu else None
+                before = reset_peak(where) if tells_memory else None
                 stopwatch.timed('step', model.train_step)(copy.deepcopy(batch), optim_wrapper)
                 seconds[name].append(stopwatch.read()['step'])
-                if on_gpu:
+                if tells_memory:
                     megabytes[name] = peak_memory(where) - before
     finally:
         distributed.destroy_process_group()
@@ -113,7 +114,7 @@ def _build(
     if compiled:
         compile_for_training(model)
     if wrapped:
-        model = MMDistributedDataParallel(model, device_ids=[device.index or 0] if device.type == 'cuda' else None)
+        model = MMDistributedDataParallel(model)
     if amp:
         cfg = copy.deepcopy(cfg)
         use_bfloat16(cfg)
