@@ -23,9 +23,8 @@ from ..utils.timing import Stopwatch
 
 WARMUP = 2
 
-EAGER = 'fp32'
 WAYS = {
-    EAGER: {},
+    'fp32': {},
     'fp32, channels last': dict(channels_last=True),
     'bf16': dict(amp=True),
     'bf16, channels last': dict(amp=True, channels_last=True),
@@ -55,15 +54,34 @@ def benchmark_training(
         UserError: no such config, or no such device.
     """
     where = find_device(device)
-    tells_memory = where.type != 'cpu' and can_tell_peak(where)
     cfg = load_segmentor_config(config, cfg_options)
     init_default_scope('mmseg')
     batch_size = batch_size or cfg.train_dataloader.batch_size
+    results = measure_training(cfg, {**WAYS, **(COMPILED_WAYS if compile else {})}, batch_size, rounds, where)
+    print(f'{batch_size} images of {tuple(cfg.crop_size)} an iteration, {where}, median of {rounds}')
+    print(format_training(results))
+    return results
+
+
+def format_training(results: dict[str, dict[str, float]]) -> str:
+    """A line for each way; the ratios are to the first."""
+    first, lines = next(iter(results.values())), []
+    for name, result in results.items():
+        memory = f'{result["megabytes"]:8.0f} MB' if result['megabytes'] else ''
+        ratio = first['milliseconds'] / result['milliseconds']
+        lines.append(f'{name:<32}{result["milliseconds"]:10.1f} ms {ratio:6.2f} x {memory}')
+    return '\n'.join(lines)
+
+
+def measure_training(
+    cfg: Config, ways: dict[str, dict[str, bool]], batch_size: int, rounds: int, where: torch.device
+) -> dict[str, dict[str, float]]:
+    """Iterations in turn in some of :data:`WAYS` and :data:`COMPILED_WAYS`; returns as :func:`benchmark_training`."""
+    tells_memory = where.type != 'cpu' and can_tell_peak(where)
     # One process that talks to itself: NCCL on a GPU of NVIDIA's.
     distributed.init_process_group(backend_of(where), store=distributed.HashStore(), rank=0, world_size=1)
     try:
         batch = random_batch(cfg, batch_size)
-        ways = {**WAYS, **(COMPILED_WAYS if compile else {})}
         trained = {name: _build(cfg, where, **way) for name, way in ways.items()}
         stopwatch = Stopwatch(where)
         seconds = {name: [] for name in ways}
@@ -77,15 +95,7 @@ def benchmark_training(
                     megabytes[name] = peak_memory(where) - before
     finally:
         distributed.destroy_process_group()
-    results = {
-        name: dict(milliseconds=median(seconds[name][WARMUP:]) * 1e3, megabytes=megabytes[name]) for name in ways
-    }
-    print(f'{batch_size} images of {tuple(batch["inputs"][0].shape[1:])} an iteration, {where}, median of {rounds}')
-    for name, result in results.items():
-        memory = f'{result["megabytes"]:8.0f} MB' if result['megabytes'] else ''
-        ratio = results[EAGER]['milliseconds'] / result['milliseconds']
-        print(f'{name:<32}{result["milliseconds"]:10.1f} ms {ratio:6.2f} x {memory}')
-    return results
+    return {name: dict(milliseconds=median(seconds[name][WARMUP:]) * 1e3, megabytes=megabytes[name]) for name in ways}
 
 
 def random_batch(cfg: Config, batch_size: int) -> dict:

@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from shtab import FILE
+try:
+    from shtab import FILE
+except ModuleNotFoundError:  # nothing is completed then
+    FILE = None
 
 WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""

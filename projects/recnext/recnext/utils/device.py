@@ -1,5 +1,7 @@
 """The device that a network runs on: found by its word, and what differs from one kind to another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -71,3 +73,22 @@ def out_of_memory(error: RuntimeError) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or 'out of memory' in str(error)
+
+
+@contextmanager
+def single_precision(tf32: bool) -> Iterator[None]:
+    """Let NVIDIA's GPUs round the factors of convolutions and products of float32 to TF32, or not.
+
+    By default PyTorch lets convolutions, and not products. Other devices have no TF32.
+    """
+    import torch
+
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        for place, allowed in zip(places, before):
+            place.allow_tf32 = allowed
