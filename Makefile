@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | bench | stacks | lock. The environment is made once, in .venv, and again only when
+# make setup | demo | test | test-all | lint | bench | gpu | wheels | stacks | lock. The environment is made once, in .venv, and again only when
 # the requirements change, from files with the hashes of the lock. PYTHON chooses the interpreter. To keep a torch that
 # is installed already, with ranges instead of the lock: make setup VENV_ARGS=--system-site-packages LOCK=
 PYTHON ?= python3
@@ -11,7 +11,7 @@ SCENES := data/sample-scenes
 DEMO_CONFIG := projects/recnext/configs/fpn_recnext-m0_1xb4-350_sample-scenes-128x128.py
 DEMO := work_dirs/demo
 
-.PHONY: setup demo test test-all lint bench stacks lock
+.PHONY: setup demo test test-all lint bench gpu wheels stacks lock
 
 setup: $(VENV)/installed
 
@@ -51,6 +51,35 @@ lint: setup
 # With the demo's weights where `make demo` has made them.
 bench: setup $(SCENES)
 	$(RUN) tools/benchmark.py $(DEMO_CONFIG) $(wildcard $(DEMO)/iter_350.pth) --work-dir work_dirs/benchmark --sweep
+
+# On a machine with a GPU, in ten minutes: the tests that are marked gpu, then the tables and the picture in work_dirs/gpu. Where
+# that machine reaches no registry: make wheels where one is reached, and there make gpu WHEELS=work_dirs/wheels, with the
+# torch that it has. Without a GPU: make gpu DEVICE=cpu TINY=--tiny
+DEVICE ?= auto
+TINY ?=
+WHEELS ?=
+SHARED := ../shared
+GPU_RUN := $(if $(WHEELS),$(WHEELS)/venv/bin/python,$(RUN))
+GPU_DATA := $(wildcard $(SHARED)/ade20k_sample/ADEChallengeData2016)
+GPU_WEIGHTS := $(wildcard $(SHARED)/legacy/real_m3/recnext_m3_ade20k_sample3.pth)
+GPU_REAL := projects/recnext/configs/fpn_recnext-m3_8xb4-80k_ade20k-512x512.py $(GPU_WEIGHTS) --data-root $(GPU_DATA)
+
+gpu: $(or $(WHEELS:%=%/venv),setup) $(if $(GPU_DATA),,$(SCENES))
+	began=$$(date +%s); status=0; \
+	    $(GPU_RUN) -m pytest -m gpu tests/gpu --device $(DEVICE) || status=$$?; \
+	    $(GPU_RUN) tools/benchmark_gpu.py $(if $(GPU_DATA),$(GPU_REAL),$(DEMO_CONFIG)) --work-dir work_dirs/gpu \
+	        --device $(DEVICE) $(TINY) --seconds $$((560 - $$(date +%s) + began)) || status=$$?; \
+	    exit $$status
+
+# For Python 3.12: what such a machine lacks beside torch, torchvision, timm, opencv, matplotlib, onnx, pytest and hypothesis.
+wheels:
+	bash $(SHARED)/gpu/wheels.sh work_dirs/wheels
+	$(PYTHON) -m pip download --quiet --no-deps --dest work_dirs/wheels --python-version 3.12 --only-binary=:all: \
+	    rich markdown-it-py mdurl pygments regex scipy
+
+%/venv: | %
+	python3 -m venv --system-site-packages $@
+	$@/bin/pip install --no-index --no-deps --find-links $* $*/*.whl
 
 # A core of the tests in an environment for each of the stacks in tests/stack/stacks.py.
 stacks: setup

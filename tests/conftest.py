@@ -25,6 +25,7 @@ from mmengine.registry import init_default_scope
 
 import projects.recnext.recnext  # noqa: F401  (registers, as every tool does)
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.utils.device import find_device
 
 init_default_scope('mmseg')  # as a config does
 sys.addaudithook(stay_on_this_machine)
@@ -32,6 +33,7 @@ sys.addaudithook(stay_on_this_machine)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--full', action='store_true', help='more kills, examples and hostile files, as make test-all')
+    parser.addoption('--device', default='cpu', metavar='DEVICE', help='of the tests marked gpu, as make gpu has it')
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,6 +64,12 @@ def pytest_collection_finish() -> None:
 def full(request) -> bool:
     """Whether everything is tested at full strength."""
     return request.config.getoption('--full')
+
+
+@pytest.fixture(scope='session')
+def device(request) -> torch.device:
+    """What the tests marked ``gpu`` run on."""
+    return find_device(request.config.getoption('--device'))
 
 
 @pytest.fixture(scope='session')

@@ -50,14 +50,14 @@ def test_the_report_of_the_comparison(tiny, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'word'),
     [
-        (dict(device='cuda'), 'finds no GPU'),
+        (dict(device='cuda'), 'finds no cuda here'),
         (dict(cfg_options={'model.type': 'EncoderDecoder'}), 'FastEncoderDecoder'),
         (dict(data_root='nowhere'), 'nowhere'),
         (dict(checkpoint='missing.pth'), 'missing.pth'),
     ],
 )
 def test_what_cannot_be_compared_is_said(tiny, tmp_path, monkeypatch, options, word):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: False)
     with pytest.raises(UserError, match=word):
         benchmark(str(tiny), work_dir=str(tmp_path / 'work'), **options)
     assert not (tmp_path / 'work').exists()
@@ -81,7 +81,7 @@ def test_the_table_of_training(tiny):
     assert result.stdout.count(' ms ') == 5
 
 
-def test_training_on_an_absent_gpu(tiny, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(UserError, match='finds no GPU'):
+def test_training_on_an_absent_device(tiny, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: False)
+    with pytest.raises(UserError, match='finds no cuda'):
         benchmark_training(str(tiny), device='cuda')

@@ -1,7 +1,10 @@
-"""A device that is not here, played by the CPU: its tensors go nowhere else unasked, and it need not know float64."""
+"""Devices that are not here: played by the CPU, whose tensors go nowhere else unasked and which need not know float64;
+and accelerators that are only said to be here."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -124,3 +127,42 @@ def _neighbours(before: int, after: int, align_corners: bool) -> tuple[Tensor, T
         places = ((places + 0.5) * (before / after) - 0.5).clamp(min=0)
     first = places.floor().long().clamp(max=before - 1)
     return first, (first + 1).clamp(max=before - 1), places - first
+
+
+class Clock:
+    """What an accelerator has of its own: events in milliseconds, a stream, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.milliseconds = 0.0
+        self.asked: list[tuple] = []
+
+    def event(self, device: torch.device, enable_timing: bool) -> SimpleNamespace:
+        assert enable_timing
+        event = SimpleNamespace()
+        event.record = lambda stream: setattr(event, 'at', (self.milliseconds, stream))
+        event.elapsed_time = lambda other: other.at[0] - event.at[0]
+        return event
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, kind: str, count: int = 1, **module: Callable) -> Clock:
+    """Let PyTorch say that there are accelerators.
+
+    Args:
+        monkeypatch: Of the test.
+        kind: Such as ``'xpu'``.
+        count: How many.
+        module: What is in the place of ``torch.xpu``, by name; ``set_device`` is there.
+
+    Returns:
+        Their clock, which also remembers what was asked of them.
+    """
+    clock = Clock()
+    own = SimpleNamespace(set_device=lambda index: clock.asked.append(('set_device', index)), **module)
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, 'device_count', lambda: count)
+    monkeypatch.setattr(torch.accelerator, 'current_stream', lambda device: f'stream of {device}')
+    monkeypatch.setattr(torch.accelerator, 'synchronize', lambda device: clock.asked.append(('synchronize', device)))
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: own)
+    monkeypatch.setattr(torch, 'Event', clock.event)
+    return clock

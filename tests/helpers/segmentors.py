@@ -22,6 +22,9 @@ NORM = dict(type='BN')
 
 SIZE = (96, 128)
 
+BOUNDS = {torch.float32: (1e-5, 0.999), torch.float16: (0.01, 0.985), torch.bfloat16: (0.06, 0.92)}
+"""The largest difference of a logit, as a part of the largest logit, and the least share of equal labels."""
+
 
 def recnext_cfg(classes=7, align_corners=False, mode='whole', head={}, neck={}):
     return dict(

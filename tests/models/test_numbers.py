@@ -7,15 +7,22 @@ import pytest
 import torch
 from helpers.networks import threads
 from helpers.reference import SEGMENTORS, config_of
-from helpers.segmentors import build, deviation, head_logits, initialise, raw_images, sample_of, smooth_images, step
+from helpers.segmentors import (
+    BOUNDS,
+    build,
+    deviation,
+    head_logits,
+    initialise,
+    raw_images,
+    sample_of,
+    smooth_images,
+    step,
+)
 from mmengine.config import Config
 
 from projects.recnext.recnext.apis.predictor import Predictor
 from projects.recnext.recnext.models.deploy import Deployment
 from projects.recnext.recnext.utils.errors import UserError
-
-BOUNDS = {torch.float32: (1e-5, 0.999), torch.float16: (0.01, 0.985), torch.bfloat16: (0.06, 0.92)}
-"""The largest difference of a logit, as a part of the largest logit, and the least share of equal labels."""
 
 
 def segmentor_of(arch, gain):

@@ -9,9 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from wrapt import register_post_import_hook
-
-from .compat import repair_stack
+from .compat import register_post_import_hook, repair_stack
 
 if TYPE_CHECKING:
     from mmengine.registry import Registry

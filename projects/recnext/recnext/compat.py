@@ -21,7 +21,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from wrapt import register_post_import_hook
+try:
+    from wrapt import register_post_import_hook
+except ModuleNotFoundError:  # on a machine that takes no packages but those it has: nothing waits for the import
+
+    def register_post_import_hook(hook: Callable[[ModuleType], None], name: str) -> None:
+        """As wrapt's, but at once."""
+        hook(importlib.import_module(name))
+
 
 MMCV_OPS = 'mmcv.ops'
 

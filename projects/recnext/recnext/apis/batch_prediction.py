@@ -13,6 +13,7 @@ import torch
 
 from ..engine.distributed import get_process_info, wait_for_others
 from ..models.deploy import DEFAULT, Deployment
+from ..utils.device import AUTO, find_device
 from ..utils.errors import UserError
 from ..utils.image_io import ImageError, pixels_in_header, quieten
 from ..utils.parallel import completed
@@ -39,6 +40,7 @@ def infer(
     overlay: bool = True,
     deployment: Deployment = DEFAULT,
     batch_size: int | None = None,
+    device: str = AUTO,
     cfg_options: dict | None = None,
     launcher: str = 'none',
 ) -> dict | None:
@@ -52,6 +54,7 @@ def infer(
         overlay: Whether to draw overlays.
         deployment: The form in which the network is run.
         batch_size: Images in a batch (default: 1); those of one size go through the network together.
+        device: See :func:`device.find_device`; several processes share the devices of a kind.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
 
@@ -65,9 +68,8 @@ def infer(
     process = get_process_info(launcher)
     quieten()
     found = find_inputs(inputs, out_dir)
-    gpus = torch.cuda.device_count()
-    device = f'cuda:{process.local_rank % gpus}' if gpus else 'cpu'
-    predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
+    where = find_device(device, process.local_rank)
+    predictor = Predictor(config, checkpoint, where, deployment, cfg_options)
     outputs = Outputs(out_dir, overlay)
     threads = min(max(torch.get_num_threads(), THREADS[0]), THREADS[1])
     title = f'Process 1 of {process.world_size}' if process.world_size > 1 else 'Predicting'

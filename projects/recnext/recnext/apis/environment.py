@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata, util
 
 from ..compat import ACTIVE, REPAIRS
+from ..utils.device import describe_device, find_device
 from ..utils.paths import CHECKPOINTS, CONFIGS, IN_CLONE, PACKAGE, list_configs
 
 STACK = (
@@ -43,7 +44,7 @@ def describe_environment() -> Iterator[str]:
     for module in ('torch', 'mmengine.runner', 'mmcv', 'mmseg.models', 'mmseg.engine', 'mmpretrain.models', 'timm'):
         yield f'  {module}: {_import(module)}'
     yield 'Accelerators'
-    for line in _accelerators():
+    for line in list_accelerators():
         yield f'  {line}'
     yield 'Repairs of the stack'
     for repair in REPAIRS:
@@ -75,17 +76,19 @@ def _import(module: str) -> str:
     return 'yes'
 
 
-def _accelerators() -> Iterator[str]:
+def list_accelerators() -> Iterator[str]:
+    """Each with its maker's name and its memory, as far as PyTorch tells; and the CPU."""
     import torch
 
     if torch.cuda.is_available():
         yield f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}'
-        for index in range(torch.cuda.device_count()):
-            known = torch.cuda.get_device_properties(index)
-            yield f'cuda:{index}: {known.name}, {known.total_memory / 2**30:.0f} GiB'
-    kinds = [kind for kind in ('mps', 'xpu') if getattr(torch, kind).is_available()]
-    yield from kinds
-    if not torch.cuda.is_available() and not kinds:
+    device = find_device()
+    for index in range(torch.accelerator.device_count()):
+        place = torch.device(device.type, index)
+        properties = getattr(torch.get_device_module(place), 'get_device_properties', None)
+        memory = f', {properties(place).total_memory / 2**30:.0f} GiB' if properties else ''
+        yield f'{place}: {describe_device(place)}{memory}'
+    if device.type == 'cpu':
         yield 'none'
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     yield f'cpu: {cores} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'

@@ -19,6 +19,7 @@ from PIL import Image
 from ..engine.config import named_classes, test_set
 from ..engine.loading import load_segmentor
 from ..models.deploy import DEFAULT, Deployment, deploy
+from ..utils.device import AUTO, find_device, out_of_memory
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
 from ..utils.image_io import ImageError, read_image
@@ -100,24 +101,25 @@ class Predictor:
     Args:
         config: Path of the config, or the name of a release.
         checkpoint: Path or address of the weights, of mmseg 1.x or 0.x.
-        device: Such as ``'cuda:1'``; None means a GPU where there is one.
+        device: Such as ``'cuda:1'``; see :func:`device.find_device`.
         deployment: The form in which the network is run.
         cfg_options: Merged into the config.
 
     Raises:
-        UserError: no such config or checkpoint, or one that does not fit the other.
+        UserError: no such device, config or checkpoint, or one that does not fit the other.
     """
 
     def __init__(
         self,
         config: str | Path,
         checkpoint: str | Path,
-        device: str | torch.device | None = None,
+        device: str | torch.device = AUTO,
         deployment: Deployment = DEFAULT,
         cfg_options: dict | None = None,
     ) -> None:
+        device = find_device(device)
         cfg, checkpoint, content, self.segmentor = load_segmentor(config, checkpoint, cfg_options)
-        self.segmentor.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.segmentor.to(device)
         deploy(self.segmentor, deployment)
         pipeline = make_pipeline(cfg)
         self.pipeline = Compose(pipeline)
@@ -188,9 +190,11 @@ class Predictor:
         """Predict images together; those of one size go through the network at once."""
         try:
             samples = self.segmentor.test_step(pseudo_collate([prepared.data for prepared in batch]))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             sizes = ', '.join('{1} × {0}'.format(*prepared.image.shape) for prepared in batch)
-            raise ImageError(f'The GPU has too little memory for {len(batch)} images of {sizes} pixels.') from None
+            raise ImageError(f'The device has too little memory for {len(batch)} images of {sizes} pixels.') from None
         kind = torch.uint8 if len(self.classes) <= 256 else torch.uint16
         labels = [sample.pred_sem_seg.data[0].to(kind).cpu().numpy() for sample in samples]
         return [Prediction(prepared.image, map_, self.classes, self.palette) for prepared, map_ in zip(batch, labels)]

@@ -5,10 +5,11 @@ import dataclasses
 from ..engine.checks import Start, check_checkpoint, set_data_root
 from ..engine.config import add_hook, average_augmented, is_segmentor, load_config, set_work_dir, show_pictures
 from ..engine.config_check import check_keys
-from ..engine.distributed import joined_processes
-from ..engine.runner import build_runner
+from ..engine.distributed import get_process_info, joined_processes
+from ..engine.runner import build_runner, run_on
 from ..models.builder import build_skeleton
 from ..models.deploy import DEFAULT, Deployment
+from ..utils.device import AUTO, find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder
 from ..weights.releases import find_checkpoint
@@ -28,6 +29,7 @@ def test(
     tta: bool = False,
     deployment: Deployment = DEFAULT,
     batch_size: int | None = None,
+    device: str = AUTO,
     data_root: str | None = None,
     cfg_options: dict | None = None,
     launcher: str = 'none',
@@ -45,6 +47,7 @@ def test(
         tta: Average over the scales and flips of the config.
         deployment: The form in which the network is run.
         batch_size: Images in a batch; those of one size go through the network together.
+        device: See :func:`device.find_device`; of several processes each takes one of a kind.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
@@ -55,6 +58,7 @@ def test(
     Raises:
         UserError: what is missing or does not fit, before anything is written.
     """
+    where = find_device(device, get_process_info(launcher).local_rank)
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
     if out and not is_segmentor(cfg):
@@ -80,5 +84,5 @@ def test(
             evaluator.update(output_dir=out, keep_results=True)
     for folder in filter(None, (cfg.work_dir, out, show_dir)):
         make_folder(folder)
-    with joined_processes(cfg):
+    with run_on(where), joined_processes(cfg, where):
         return build_runner(cfg, start).test()

@@ -2,16 +2,16 @@
 
 import importlib.util
 
-import torch
 from mmengine.config import Config
 
 from ..engine.checks import Start, choose_weights, set_data_root
 from ..engine.config import add_hook, is_segmentor, load_config, set_work_dir
 from ..engine.config_check import check_keys, check_parts_fit
-from ..engine.distributed import get_process_info, joined_processes
+from ..engine.distributed import can_sync_norms, get_process_info, joined_processes
 from ..engine.optim import use_bfloat16
-from ..engine.runner import build_runner
+from ..engine.runner import build_runner, run_on
 from ..models.builder import build_skeleton
+from ..utils.device import find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder, remove_partial_files
 
@@ -58,7 +58,9 @@ def train(
     set_work_dir(cfg, config, work_dir)
     skeleton = build_skeleton(cfg.model)
     set_data_root(cfg, data_root, ('train', 'val'), skeleton)
-    together = get_process_info(launcher).world_size if cfg.get('sync_bn') and torch.cuda.is_available() else 1
+    process = get_process_info(launcher)
+    where = find_device(process=process.local_rank)
+    together = process.world_size if cfg.get('sync_bn') and can_sync_norms(where) else 1
     check_parts_fit(cfg, is_segmentor(cfg), together, skeleton)
     if amp:
         use_bfloat16(cfg)
@@ -73,7 +75,7 @@ def train(
     start = choose_weights(cfg, resume, skeleton)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
-    with joined_processes(cfg):
+    with run_on(where), joined_processes(cfg, where):
         _run_training(cfg, start)
 
 

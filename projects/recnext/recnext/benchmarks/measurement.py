@@ -179,42 +179,58 @@ def _compete(
     segmentor = build_contender(cfg, weights, way, device)
     compiled = way is not None and way.compile
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    metric = IoUMetric(iou_metrics=['mIoU'])
-    metric.dataset_meta = dataset.metainfo
     facts = dict(
         # A compiler's own memory would count as the network's.
         memory_mb=None if compiled else measure_memory(segmentor, dataset, device),
         parameters=count_parameters(segmentor),
         gflop=None if compiled else count_gflop(segmentor, dataset),
     )
-    stopwatch = Stopwatch(device)
-    watch(segmentor, stopwatch, compiled)
-    load = stopwatch.timed('load', dataset.__getitem__)
-    metric.process = stopwatch.timed('metric', metric.process)
-
-    def test(index: int) -> Tensor:
-        batch = _batch_of(load(index))
-        predictions = segmentor.test_step(batch)
-        metric.process(batch, [prediction.to_dict() for prediction in predictions])
-        return predictions[0].pred_sem_seg.data.cpu()
-
+    trial = Trial(segmentor, dataset, device, compiled)
     images = min(images, len(dataset))
-    labels = [test(index).short().numpy() for index in range(images)]
-    facts['mIoU'] = float(metric.evaluate(images)['mIoU'])
+    labels = [trial.test([index])[0] for index in range(images)]
+    facts['mIoU'] = float(trial.metric.evaluate(images)['mIoU'])
     logits = segmentor(_batch_inputs(segmentor, dataset[0])).float().cpu().numpy()
-    stopwatch.read()
     connection.send((facts, labels, logits))
     while connection.recv():
-        readings = []
-        for index in range(images):
-            stopwatch.timed('image', test)(index)
-            seconds = stopwatch.read()
-            seconds['prepare'] = seconds['step'] - seconds['predict']
-            seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in (*NETWORK, 'compiled'))
-            seconds['rest'] = seconds['image'] - seconds['load'] - seconds['step'] - seconds['metric']
-            readings.append(seconds)
-        metric.results.clear()
-        connection.send(readings)
+        connection.send([trial.time([index]) for index in range(images)])
+
+
+class Trial:
+    """Tests batches of a dataset, from the files to the metric, under a stopwatch.
+
+    Args:
+        segmentor: In the form to be measured; see :func:`watch`.
+        dataset: With the images, and their annotations for the metric; another of the same classes may take its place.
+        device: Where the segmentor is.
+        whole: Whether the parts of its network cannot be told apart.
+    """
+
+    def __init__(self, segmentor: nn.Module, dataset: Sequence[dict], device: torch.device, whole: bool) -> None:
+        self.segmentor, self.dataset = segmentor, dataset
+        self.metric = IoUMetric(iou_metrics=['mIoU'])
+        self.metric.dataset_meta = dataset.metainfo
+        self.stopwatch = Stopwatch(device)
+        watch(segmentor, self.stopwatch, whole)
+        self._load = self.stopwatch.timed('load', lambda index: self.dataset[index])
+        self._process = self.stopwatch.timed('metric', self.metric.process)
+
+    def test(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The label maps (H, W) of some images, tested as one batch; the metric has counted them."""
+        batch = _batch_of(*map(self._load, indices))
+        predictions = self.segmentor.test_step(batch)
+        self._process(batch, [prediction.to_dict() for prediction in predictions])
+        return [prediction.pred_sem_seg.data[0].cpu().short().numpy() for prediction in predictions]
+
+    def time(self, indices: Sequence[int]) -> dict[str, float]:
+        """Seconds of a batch: under ``image`` all of it, and those of :data:`STAGES`."""
+        self.stopwatch.read()
+        self.stopwatch.timed('image', self.test)(indices)
+        self.metric.results.clear()
+        seconds = self.stopwatch.read()
+        seconds['prepare'] = seconds['step'] - seconds['predict']
+        seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in (*NETWORK, 'compiled'))
+        seconds['rest'] = seconds['image'] - seconds['load'] - seconds['step'] - seconds['metric']
+        return seconds
 
 
 def count_parameters(segmentor: nn.Module) -> dict[str, int]:
@@ -257,8 +273,8 @@ def measure_peak(device: torch.device) -> float:
     return best
 
 
-def _batch_of(sample: dict) -> dict:
-    return dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+def _batch_of(*samples: dict) -> dict:
+    return {key: [sample[key] for sample in samples] for key in ('inputs', 'data_samples')}
 
 
 def _batch_inputs(segmentor: nn.Module, sample: dict) -> Tensor:

@@ -11,7 +11,7 @@ from ..engine.checks import check_checkpoint, set_data_root
 from ..engine.config import load_segmentor_config, set_work_dir
 from ..models.builder import build_skeleton
 from ..models.segmentor import FastEncoderDecoder
-from ..utils.device import find_device
+from ..utils.device import AUTO, describe_device, find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder, written_beside
 from ..weights.releases import find_checkpoint
@@ -27,7 +27,7 @@ def benchmark(
     copies_at: tuple[int, int] | None = None,
     compile: bool = False,
     sweep: bool = False,
-    device: str = 'cpu',
+    device: str = AUTO,
     work_dir: str | None = None,
     data_root: str | None = None,
     cfg_options: dict | None = None,
@@ -64,7 +64,7 @@ def benchmark(
         copies_at=copies_at,
         rounds=rounds,
         machine=dict(
-            device=torch.cuda.get_device_name(where) if where.type == 'cuda' else 'CPU',
+            device=describe_device(where),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             peak_gflops=measurement.measure_peak(where),

@@ -13,18 +13,18 @@ from mmseg.structures import SegDataSample
 from torch import distributed, nn
 
 from ..engine.config import load_segmentor_config
+from ..engine.distributed import backend_of
 from ..engine.hooks.compile import compile_for_training
 from ..engine.optim import use_bfloat16
 from ..models.builder import build_without_weights
-from ..utils.device import find_device
-from ..utils.memory import peak_memory, reset_peak
+from ..utils.device import AUTO, find_device
+from ..utils.memory import can_tell_peak, peak_memory, reset_peak
 from ..utils.timing import Stopwatch
 
 WARMUP = 2
 
-EAGER = 'fp32'
 WAYS = {
-    EAGER: {},
+    'fp32': {},
     'fp32, channels last': dict(channels_last=True),
     'bf16': dict(amp=True),
     'bf16, channels last': dict(amp=True, channels_last=True),
@@ -41,50 +41,61 @@ def benchmark_training(
     rounds: int = 5,
     batch_size: int | None = None,
     compile: bool = False,
-    device: str = 'cpu',
+    device: str = AUTO,
     cfg_options: dict | None = None,
 ) -> dict[str, dict[str, float]]:
     """Train on random images in every way in turn and print a table; see ``recnext benchmark-training --help``.
 
     Returns:
         For each way: ``milliseconds`` of an iteration, median; ``megabytes`` that it needs beside weights and
-        optimiser, None on a CPU.
+        optimiser, None on a CPU and where the device does not tell.
 
     Raises:
-        UserError: no such config, or no GPU.
+        UserError: no such config, or no such device.
     """
     where = find_device(device)
-    on_gpu = where.type == 'cuda'
     cfg = load_segmentor_config(config, cfg_options)
     init_default_scope('mmseg')
     batch_size = batch_size or cfg.train_dataloader.batch_size
-    # One process that talks to itself: NCCL on a GPU.
-    distributed.init_process_group('nccl' if on_gpu else 'gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    results = measure_training(cfg, {**WAYS, **(COMPILED_WAYS if compile else {})}, batch_size, rounds, where)
+    print(f'{batch_size} images of {tuple(cfg.crop_size)} an iteration, {where}, median of {rounds}')
+    print(format_training(results))
+    return results
+
+
+def format_training(results: dict[str, dict[str, float]]) -> str:
+    """A line for each way; the ratios are to the first."""
+    first, lines = next(iter(results.values())), []
+    for name, result in results.items():
+        memory = f'{result["megabytes"]:8.0f} MB' if result['megabytes'] else ''
+        ratio = first['milliseconds'] / result['milliseconds']
+        lines.append(f'{name:<32}{result["milliseconds"]:10.1f} ms {ratio:6.2f} x {memory}')
+    return '\n'.join(lines)
+
+
+def measure_training(
+    cfg: Config, ways: dict[str, dict[str, bool]], batch_size: int, rounds: int, where: torch.device
+) -> dict[str, dict[str, float]]:
+    """Iterations in turn in some of :data:`WAYS` and :data:`COMPILED_WAYS`; returns as :func:`benchmark_training`."""
+    tells_memory = where.type != 'cpu' and can_tell_peak(where)
+    # One process that talks to itself: NCCL on a GPU of NVIDIA's.
+    distributed.init_process_group(backend_of(where), store=distributed.HashStore(), rank=0, world_size=1)
     try:
         batch = random_batch(cfg, batch_size)
-        ways = {**WAYS, **(COMPILED_WAYS if compile else {})}
         trained = {name: _build(cfg, where, **way) for name, way in ways.items()}
         stopwatch = Stopwatch(where)
         seconds = {name: [] for name in ways}
         megabytes = dict.fromkeys(ways)
         for _ in range(WARMUP + rounds):
             for name, (model, optim_wrapper) in trained.items():
-                before = reset_peak(where) if on_gpu else None
+                before = reset_peak(where) if tells_memory else None
                 stopwatch.timed('step', model.train_step)(copy.deepcopy(batch), optim_wrapper)
                 seconds[name].append(stopwatch.read()['step'])
-                if on_gpu:
+                if tells_memory:
                     megabytes[name] = peak_memory(where) - before
     finally:
         distributed.destroy_process_group()
-    results = {
-        name: dict(milliseconds=median(seconds[name][WARMUP:]) * 1e3, megabytes=megabytes[name]) for name in ways
-    }
-    print(f'{batch_size} images of {tuple(batch["inputs"][0].shape[1:])} an iteration, {where}, median of {rounds}')
-    for name, result in results.items():
-        memory = f'{result["megabytes"]:8.0f} MB' if result['megabytes'] else ''
-        ratio = results[EAGER]['milliseconds'] / result['milliseconds']
-        print(f'{name:<32}{result["milliseconds"]:10.1f} ms {ratio:6.2f} x {memory}')
-    return results
+    return {name: dict(milliseconds=median(seconds[name][WARMUP:]) * 1e3, megabytes=megabytes[name]) for name in ways}
 
 
 def random_batch(cfg: Config, batch_size: int) -> dict:
@@ -113,7 +124,7 @@ def _build(
     if compiled:
         compile_for_training(model)
     if wrapped:
-        model = MMDistributedDataParallel(model, device_ids=[device.index or 0] if device.type == 'cuda' else None)
+        model = MMDistributedDataParallel(model)
     if amp:
         cfg = copy.deepcopy(cfg)
         use_bfloat16(cfg)

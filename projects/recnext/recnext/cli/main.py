@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-import shtab
+try:
+    import shtab
+except ModuleNotFoundError:  # nothing is completed then
+    shtab = None
 
 from ..utils.errors import UserError
 from .options import WrongUse
@@ -24,6 +27,7 @@ COMMANDS = (
     'web',
     'benchmark',
     'benchmark-training',
+    'benchmark-gpu',
     'make-samples',
     'configs',
     'doctor',
@@ -43,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='recnext', description='RecNeXt with Semantic FPN: train, test, predict and ship it.'
     )
-    shtab.add_argument_to(parser, '--print-completion', help='print the completion script of a shell')
+    if shtab:
+        shtab.add_argument_to(parser, '--print-completion', help='print the completion script of a shell')
     commands = parser.add_subparsers(metavar='COMMAND', dest='command', required=True)
     for name in COMMANDS:
         command = load_command(name)
@@ -56,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """``recnext COMMAND ...``; exits as :func:`carry_out`."""
     args = build_parser().parse_args(arguments)
-    del args.command, args.print_completion
+    del args.command
+    vars(args).pop('print_completion', None)
     carry_out(args)
 
 

@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from shtab import FILE
+try:
+    from shtab import FILE
+except ModuleNotFoundError:  # nothing is completed then
+    FILE = None
 
 WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""
@@ -127,6 +130,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help='memory order of weights and activations (default: on)',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+    add_device(parser)
 
 
 def with_deployment(args: argparse.Namespace) -> dict:
@@ -140,8 +144,18 @@ def with_deployment(args: argparse.Namespace) -> dict:
     return dict(rest, deployment=Deployment(**form))
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where a network is run."""
+    parser.add_argument(
+        '--device',
+        default='auto',
+        metavar='DEVICE',
+        help='cpu, cuda, cuda:1, mps, xpu, ... (default: the accelerator that is here, else the CPU)',
+    )
+
+
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks have."""
     parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
     parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
+    add_device(parser)

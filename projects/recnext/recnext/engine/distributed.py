@@ -1,4 +1,4 @@
-"""Several processes, on GPUs with NCCL and without GPUs with gloo."""
+"""Several processes: with NCCL on GPUs of NVIDIA's, with gloo on CPUs, and with what PyTorch has for other kinds."""
 
 import contextlib
 import gc
@@ -12,12 +12,14 @@ from mmengine.config import Config
 from mmengine.dist import barrier
 from torch import distributed
 
+from ..utils.errors import UserError
+
 LONGEST_WAIT = timedelta(days=30)
 """That one process waits for another."""
 
 
 @contextlib.contextmanager
-def joined_processes(cfg: Config) -> Iterator[None]:
+def joined_processes(cfg: Config, device: torch.device) -> Iterator[None]:
     """While a Runner of this config works: joined with the other processes, and parted from them in the end.
 
     Defect: mmengine leaves its processes joined. When the interpreter ends while a thread of gloo's still frees a
@@ -29,8 +31,9 @@ def joined_processes(cfg: Config) -> Iterator[None]:
 
     Args:
         cfg: See :func:`prepare_processes`.
+        device: Likewise.
     """
-    prepare_processes(cfg)
+    prepare_processes(cfg, device)
     yield
     # After an error there is nobody to wait for: torchrun ends the others.
     if distributed.is_initialized():
@@ -39,24 +42,48 @@ def joined_processes(cfg: Config) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def prepare_processes(cfg: Config) -> None:
-    """Let MMEngine's Runner work in several processes without a GPU; with one, or alone, there is nothing to do.
+def prepare_processes(cfg: Config, device: torch.device) -> None:
+    """Let MMEngine's Runner work in several processes on any device; on NVIDIA's, or alone, there is nothing to do.
 
     Defects: mmengine calls ``torch.cuda.set_device`` before it joins the others, hands a GPU's number to
     DistributedDataParallel, and SyncBatchNorm refuses to train on a CPU.
 
-    Repair: join through gloo before the Runner would, name no device, and keep plain BatchNorm.
+    Repair: join before the Runner would, through what PyTorch has for the device, name no device, and keep plain
+    BatchNorm where the other cannot be.
 
     Args:
         cfg: Of the run; ``launcher`` must be set. Changed in place.
+        device: That this process works on.
+
+    Raises:
+        UserError: the device is not the one that mmengine would give to this process.
     """
-    if cfg.launcher == 'none' or torch.cuda.is_available():
+    if cfg.launcher == 'none':
         return
-    if cfg.launcher == 'slurm':
-        _name_slurm_process()
-    distributed.init_process_group(backend='gloo')
+    process = get_process_info(cfg.launcher).local_rank
+    if device.index not in (None, process):
+        raise UserError(
+            f'Process {process} of this machine would work on {device}, and of several processes each has the device '
+            f'of its number: expected --device {device.type}, and at least as many devices as processes.'
+        )
+    if device.type == 'cuda':
+        return
+    distributed.init_process_group(backend_of(device))
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-    cfg.sync_bn = None
+    if not can_sync_norms(device):
+        cfg.sync_bn = None
+
+
+def backend_of(device: torch.device) -> str:
+    """What processes talk through: about tensors of a device, and where that is an accelerator of the CPU too."""
+    backends = distributed.Backend.default_device_backend_map
+    own = backends.get(device.type, 'gloo')
+    return own if own in ('gloo', 'nccl') else f'cpu:gloo,{device.type}:{own}'
+
+
+def can_sync_norms(device: torch.device) -> bool:
+    """Whether SyncBatchNorm works on a device: PyTorch has it for those whose processes do not talk through gloo."""
+    return backend_of(device) != 'gloo'
 
 
 def _name_slurm_process() -> None:

@@ -7,7 +7,6 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from mmengine.runner import autocast
 from torch import nn
 
 
@@ -15,13 +14,15 @@ from torch import nn
 class Bfloat16OptimWrapper(OptimWrapper):
     """Forward passes in bfloat16 where autocast finds that safe; weights and updates stay in float32.
 
-    mmengine's AmpOptimWrapper refuses to work on a CPU, and its loss scale is of no use here: bfloat16 has the range
-    of float32. float16 does not, and the recursion of RecNeXt is known to overflow in it.
+    mmengine's AmpOptimWrapper refuses to work on a CPU, its autocast on all but three kinds of device, and its loss
+    scale is of no use here: bfloat16 has the range of float32. float16 does not, and the recursion of RecNeXt is known
+    to overflow in it.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+        device = next(model.parameters()).device
+        with super().optim_context(model), torch.autocast(device.type, torch.bfloat16):
             yield
 
 

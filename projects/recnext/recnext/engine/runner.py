@@ -1,9 +1,12 @@
 """MMEngine's Runner, which names a file that is at fault, records evaluations and reads no checkpoint twice."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
+import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
+from mmengine.device import utils as mmengine_device
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
@@ -74,3 +77,21 @@ def build_runner(cfg: Config, start: Start | None = None) -> GuardedRunner:
     runner.register_hook(GatherInWorkDirHook())
     runner.register_hook(EvaluationRecordHook())
     return runner
+
+
+@contextlib.contextmanager
+def run_on(device: torch.device) -> Iterator[None]:
+    """While a Runner is built and works: on this device.
+
+    Defect: mmengine takes the first kind of device that it knows and finds, at import, and asks nobody.
+
+    Repair: what it found is replaced; the Runner, autocast and whatever else of mmengine asks is told the kind of this
+    device, and the kind's current device is this one.
+    """
+    found, mmengine_device.DEVICE = mmengine_device.DEVICE, device.type
+    if device.index is not None and torch.accelerator.device_count() > 1:  # Apple's is always the one
+        torch.get_device_module(device).set_device(device.index)
+    try:
+        yield
+    finally:
+        mmengine_device.DEVICE = found

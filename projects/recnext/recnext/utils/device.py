@@ -1,16 +1,94 @@
-"""The device that a command line names."""
+"""The device that a network runs on: found by its word, and what differs from one kind to another."""
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def find_device(name: str) -> torch.device:
-    """The device of a command line, ``'cpu'`` or ``'cuda'``.
+AUTO = 'auto'
+"""The word for the accelerator that is here, or the CPU."""
+
+
+def find_device(word: 'str | torch.device' = AUTO, process: int = 0) -> 'torch.device':
+    """The device that a word means on this machine.
+
+    Args:
+        word: ``'auto'``, or what PyTorch calls a device, with or without an index: ``'cpu'``, ``'cuda'``, ``'cuda:1'``,
+            ``'mps'``, ``'xpu'``.
+        process: Which of the processes of this machine asks, from 0. Where the word names no index, they are dealt out
+            among the accelerators.
+
+    Returns:
+        With an index where there are several.
 
     Raises:
-        UserError: there is no GPU.
+        UserError: the word means nothing to PyTorch, or there is no such device here.
     """
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f'--device {name}: torch {torch.__version__} finds no GPU here.')
-    return torch.device(name)
+    import torch
+
+    # PyTorch knows one kind of accelerator in a process.
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if here is not None else 0
+    try:
+        device = torch.device((here.type if here is not None else 'cpu') if word == AUTO else word)
+    except RuntimeError:
+        raise UserError(f'{word!r} is no device; expected auto, cpu, cuda, cuda:1, mps, xpu or the like.') from None
+    if device.type == 'cpu':
+        return torch.device('cpu')
+    if here is None or device.type != here.type:
+        raise UserError(f'{word}: torch {torch.__version__} finds no {device.type} here; {_say_what_is_here(here)}.')
+    if device.index is None:
+        return torch.device(device.type, process % count) if count > 1 else device
+    if device.index >= count:
+        raise UserError(f'{word}: there are {count} of this kind, and the first is {device.type}:0.')
+    return device
+
+
+def _say_what_is_here(accelerator: 'torch.device | None') -> str:
+    return f'there is {accelerator.type}, and cpu' if accelerator is not None else 'there is cpu'
+
+
+def describe_device(device: 'torch.device') -> str:
+    """What a device is called by its maker, where PyTorch tells; else by its kind."""
+    import torch
+
+    name = getattr(torch.get_device_module(device), 'get_device_name', None)
+    return name(device) if name else device.type.upper()
+
+
+def synchronize(device: 'torch.device') -> None:
+    """Wait until a device has done what it was asked; a CPU has."""
+    import torch
+
+    if device.type != 'cpu':
+        torch.accelerator.synchronize(device)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that a device has too little memory: not every kind has PyTorch's own type of error."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or 'out of memory' in str(error)
+
+
+@contextmanager
+def single_precision(tf32: bool) -> Iterator[None]:
+    """Let NVIDIA's GPUs round the factors of convolutions and products of float32 to TF32, or not.
+
+    By default PyTorch lets convolutions, and not products. Other devices have no TF32.
+    """
+    import torch
+
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        for place, allowed in zip(places, before):
+            place.allow_tf32 = allowed

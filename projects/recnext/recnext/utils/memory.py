@@ -1,4 +1,4 @@
-"""The memory of a process and of a GPU: how much was used at most, and how much is kept for the next image."""
+"""The memory of a process and of an accelerator: how much was used at most, and how much is kept for the next image."""
 
 import ctypes
 import sys
@@ -34,29 +34,36 @@ def keep_freed_memory() -> None:
 
 
 def can_tell_peak(device: 'torch.device') -> bool:
-    """Whether :func:`reset_peak` and :func:`peak_memory` work here: on a GPU of NVIDIA's, or on Linux."""
-    return device.type == 'cuda' or PROCESS.exists()
+    """Whether :func:`reset_peak` and :func:`peak_memory` work here.
+
+    They do for accelerators whose allocator counts (NVIDIA's, AMD's, Intel's; not Apple's), and for the CPU on Linux.
+    """
+    if device.type == 'cpu':
+        return PROCESS.exists()
+    import torch
+
+    return hasattr(torch.get_device_module(device), 'reset_peak_memory_stats')
 
 
 def reset_peak(device: 'torch.device') -> float:
     """Measure peak memory anew from here; MB in use now."""
-    if device.type == 'cuda':
+    if device.type == 'cpu':
+        (PROCESS / 'clear_refs').write_text('5')
+    else:
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        (PROCESS / 'clear_refs').write_text('5')
+        torch.get_device_module(device).reset_peak_memory_stats(device)
     return peak_memory(device)
 
 
 def peak_memory(device: 'torch.device') -> float:
-    """Peak memory in MB: of the GPU's allocator, or of the process (Linux)."""
-    if device.type == 'cuda':
-        import torch
+    """Peak memory in MB: of the accelerator's allocator, or of the process (Linux)."""
+    if device.type == 'cpu':
+        status = (PROCESS / 'status').read_text()
+        return int(status.split('VmHWM:')[1].split()[0]) / 2**10
+    import torch
 
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = (PROCESS / 'status').read_text()
-    return int(status.split('VmHWM:')[1].split()[0]) / 2**10
+    return torch.get_device_module(device).max_memory_allocated(device) / 2**20
 
 
 def peak_of_process() -> float | None:

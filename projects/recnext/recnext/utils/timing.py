@@ -6,25 +6,27 @@ from statistics import mean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .device import synchronize
+
 if TYPE_CHECKING:
     import torch
 
 
 class Stopwatch:
-    """Seconds spent in functions, by name; on a GPU measured by its own clock."""
+    """Seconds spent in functions, by name; on an accelerator measured by its own clock."""
 
     def __init__(self, device: 'torch.device') -> None:
-        self.on_gpu = device.type == 'cuda'
+        self.device = device
         self.spans: dict[str, list[tuple]] = {}
 
-    def mark(self) -> Any:  # noqa: ANN401  (a number, or an event of the GPU)
+    def mark(self) -> Any:  # noqa: ANN401  (a number, or an event of the accelerator)
         """This moment."""
-        if not self.on_gpu:
+        if self.device.type == 'cpu':
             return perf_counter()
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event = torch.Event(self.device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self.device))
         return event
 
     def timed(self, name: str, function: Callable) -> Callable:
@@ -41,15 +43,13 @@ class Stopwatch:
 
     def read(self) -> dict[str, float]:
         """Seconds under each name since the last reading."""
-        if self.on_gpu:
-            import torch
-
-            torch.cuda.synchronize()
-            seconds = {name: sum(a.elapsed_time(b) for a, b in spans) / 1e3 for name, spans in self.spans.items()}
-        else:
-            seconds = {name: sum(b - a for a, b in spans) for name, spans in self.spans.items()}
+        synchronize(self.device)
+        seconds = {name: sum(self._between(*span) for span in spans) for name, spans in self.spans.items()}
         self.spans = {}
         return seconds
+
+    def _between(self, start: Any, end: Any) -> float:  # noqa: ANN401
+        return end - start if self.device.type == 'cpu' else start.elapsed_time(end) / 1e3
 
 
 def time_calls(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from PIL import Image
 from ..apis.predictor import Predictor
 from ..benchmarks.measurement import NETWORK, watch
 from ..models.deploy import DEFAULT, Deployment
+from ..utils.device import AUTO
 from ..utils.errors import UserError
 from ..utils.image_io import ImageError, pixels_in_header, quieten, read_image
 from ..utils.timing import Stopwatch
@@ -52,6 +53,7 @@ def serve(
     max_upload: int = 32,
     max_pixels: int = 64,
     deployment: Deployment = DEFAULT,
+    device: str = AUTO,
     cfg_options: dict | None = None,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM; see ``recnext web --help``.
@@ -65,6 +67,7 @@ def serve(
         max_upload: Largest file that is taken, in MB.
         max_pixels: Largest image that is taken, in millions of pixels.
         deployment: The form in which the network is run.
+        device: See :func:`device.find_device`.
         cfg_options: Merged into the config.
 
     Raises:
@@ -80,7 +83,7 @@ def serve(
         tempfile.TemporaryDirectory(prefix='recnext-web-demo-') as folder,
     ):
         os.environ['GRADIO_TEMP_DIR'] = folder  # it makes folders in it and writes nothing
-        predictor = Predictor(config, checkpoint, None, deployment, cfg_options)
+        predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
         demo = Demo(predictor, images, max_upload * 10**6, max_pixels * 10**6)
         serve_page(
             build_page(demo),
