@@ -139,7 +139,7 @@ class Predictor:
         cls,
         name: str | Path,
         revision: str | None = None,
-        device: str | torch.device | None = None,
+        device: str | torch.device = AUTO,
         deployment: Deployment = DEFAULT,
     ) -> 'Predictor':
         """A segmentor that brings its own weights, downloaded first if they are not there.
