@@ -180,9 +180,7 @@ def tiny_training(tmp_path, scenes) -> Path:
 )
 def test_training_steps_are_finite(device, full, tiny_training, amp, channels_last, compiled):
     if compiled and device.type == 'cpu' and not full:
-        pytest.skip(
-            'needs an accelerator: of a CPU other tests show the same (--full runs this one too)'
-        )
+        pytest.skip('needs an accelerator: of a CPU other tests show the same (--full runs this one too)')
     cfg = load_config(tiny_training, dict(crop_size=(64, 64)))
     if amp:
         use_bfloat16(cfg)
