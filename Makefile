@@ -71,15 +71,17 @@ gpu: $(or $(WHEELS:%=%/venv),setup) $(if $(GPU_DATA),,$(SCENES))
 	        --device $(DEVICE) $(TINY) --seconds $$((560 - $$(date +%s) + began)) || status=$$?; \
 	    exit $$status
 
-# For Python 3.12: what such a machine lacks beside torch, torchvision, timm, opencv, matplotlib, onnx, pytest and hypothesis.
+# For Python 3.12: what such a machine lacks beside torch, torchvision, timm, opencv, matplotlib, onnx, pytest and hypothesis; in
+# more/ what mmengine and mmseg import as well, and what may be there.
 wheels:
 	bash $(SHARED)/gpu/wheels.sh work_dirs/wheels
-	$(PYTHON) -m pip download --quiet --no-deps --dest work_dirs/wheels --python-version 3.12 --only-binary=:all: \
+	$(PYTHON) -m pip download --quiet --no-deps --dest work_dirs/wheels/more --python-version 3.12 --only-binary=:all: \
 	    rich markdown-it-py mdurl pygments regex scipy
 
 %/venv: | %
 	python3 -m venv --system-site-packages $@
 	$@/bin/pip install --no-index --no-deps --find-links $* $*/*.whl
+	$@/bin/pip install --no-index --find-links $*/more rich regex scipy
 
 # A core of the tests in an environment for each of the stacks in tests/stack/stacks.py.
 stacks: setup
