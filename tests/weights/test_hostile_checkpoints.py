@@ -268,7 +268,9 @@ TOOLS = {
     'export_onnx': ['{config}', '{evil}', '--out', 'out.onnx'],
     'export_coreml': ['{config}', '{evil}', '--out', 'out.mlpackage'],
     'web_demo': ['{config}', '{evil}'],
+    'push_to_hub': ['{config}', '{evil}', 'user/name'],
     'benchmark': ['{config}', '{evil}', '--data-root', '{data}', '--work-dir', 'out'],
+    'benchmark_gpu': ['{config}', '{evil}', '--data-root', '{data}', '--work-dir', 'out', '--tiny', '--device', 'cpu'],
 }
 """Every tool that takes a checkpoint, with one."""
 

@@ -57,7 +57,7 @@ class Guard:
     async def __call__(self, scope: dict, receive: Receive, send: Send) -> None:
         if scope['type'] == 'lifespan':
             return await self.app(scope, receive, send)
-        if scope['type'] != 'http' or not is_of_the_page(scope['method'], scope['path']):
+        if scope['type'] != 'http':
             return await _refuse(send, 404, 'Not found')
 
         async def send_with_headers(message: dict) -> None:
@@ -66,13 +66,14 @@ class Guard:
                 message = {**message, 'headers': [*message['headers'], *added]}
             await send(message)
 
-        if scope['method'] != 'POST':
+        ours = is_of_the_page(scope['method'], scope['path'])
+        if ours and scope['method'] != 'POST':
             return await self.app(scope, receive, send_with_headers)
         chunks: list[bytes] = []
         try:
             refusal = await asyncio.wait_for(self._read(receive, chunks), PATIENCE)
-            if refusal:
-                return await _refuse(send, *refusal)
+            if refusal or not ours:
+                return await _refuse(send, *(refusal or (404, 'Not found')))
             whole = [dict(type='http.request', body=b''.join(chunks), more_body=False)]
             await self.app(scope, lambda: _next(whole, receive), send_with_headers)
         except asyncio.TimeoutError:
@@ -83,7 +84,8 @@ class Guard:
     async def _read(self, receive: Receive, chunks: list[bytes]) -> tuple[int, str] | None:
         """Read a body into ``chunks``; the status and the reason if it is refused.
 
-        One for which there is no room is heard to its end all the same: only then does a browser read what it is told.
+        One for which there is no room, or no such path, is heard to its end all the same: only then does a browser read
+        what it is told.
         """
         size, more, room = 0, True, True
         while more:
