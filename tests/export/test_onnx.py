@@ -47,9 +47,9 @@ def test_one_onnx_file_takes_batches_of_any_size(tiny_of, mixer, any_onnx, size)
 @pytest.mark.parametrize(
     ('mixer', 'part'),
     [
-        ('attn', 'segmentor'),
         ('conv', 'backbone'),
         pytest.param('conv', 'segmentor', marks=pytest.mark.full),
+        pytest.param('attn', 'segmentor', marks=pytest.mark.full),
         pytest.param('attn', 'backbone', marks=pytest.mark.full),
     ],
 )
