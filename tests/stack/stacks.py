@@ -74,6 +74,7 @@ STACKS = {
     'pinned, Python 3.10': Stack('3.10', lock=True),
     'pinned, Python 3.12': Stack('3.12', lock=True),
     'pinned, Python 3.13': Stack('3.13', lock=True),
+    'pinned, Python 3.14': Stack('3.14', lock=True),
     'newest in range': Stack(),
     'torch 2.6': Stack(instead=('torch==2.6.*', 'torchvision==0.21.*')),
     'torch 2.13': Stack(instead=('torch==2.13.*', 'torchvision==0.28.*')),
