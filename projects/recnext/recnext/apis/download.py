@@ -8,7 +8,7 @@ from ..models.builder import build_skeleton, released_model_cfg
 from ..models.pretrained import read_pretrained
 from ..utils.errors import UserError
 from ..utils.files import make_folder, sha256_of
-from ..utils.paths import CHECKPOINTS, CONFIGS
+from ..utils.paths import CHECKPOINTS, CONFIGS, command
 from ..weights.checkpoint import read_checkpoint
 from ..weights.digests import check_digest, sha256_of_weights, weights_of, write_digests
 from ..weights.fetch import NotThereError, TransferError, fetch
@@ -72,7 +72,8 @@ def download_release(release: dict, folder: Path, base_url: str | None = None) -
         try:
             fetch_first(addresses(release, base_url), place, finish)
         except TransferError as error:
-            hint = '' if base_url else '\n  A mirror, or a folder with the released files, is named with --base-url.'
+            mirror = command('download', name, '--base-url', 'URL')
+            hint = '' if base_url else f'\n  From a mirror, or a folder with the released files: {mirror}'
             raise UserError(f'{error}{hint}') from None
     content = read_checkpoint(place)
     digest = released_digest(place, content)
