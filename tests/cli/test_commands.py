@@ -89,6 +89,8 @@ def test_configs_are_listed_and_named_without_their_path(capsys, tmp_path, monke
     assert capsys.readouterr().out == f'{config_of("m3").stem}  (recnext_m3_ade20k)\n'
     main(['configs'])
     assert len(capsys.readouterr().out.splitlines()) == len(list_configs()) > 30
+    with pytest.raises(SystemExit, match='No name of a config holds m3 and nothing'):
+        main(['configs', 'm3', 'nothing'])
     monkeypatch.chdir(tmp_path)
     for name in (config_of('m3').stem, config_of('m3').name, 'recnext_m3_ade20k', str(config_of('m3'))):
         assert load_config(name).filename == str(config_of('m3'))

@@ -6,7 +6,6 @@ fails, is named, and the rest goes on: such a machine may be at hand for minutes
 
 import contextlib
 import gc
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,16 +24,14 @@ from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
 from ..datasets.listing import leaves
-from ..engine.checks import check_checkpoint, set_data_root
-from ..engine.config import load_segmentor_config, set_work_dir
 from ..models.deploy import DTYPES, Deployment
 from ..utils.device import AUTO, describe_device, find_device, out_of_memory, single_precision, synchronize
 from ..utils.errors import UserError
-from ..utils.files import make_folder, written_beside
+from ..utils.files import make_folder
 from ..utils.memory import can_tell_peak, peak_memory, reset_peak
-from ..weights.releases import find_checkpoint
 from .gpu_tables import draw_measurements, format_measurements
 from .measurement import FAST, STAGES, STOCK, Trial, build_contender, copies_at, initial_weights, measure_peak
+from .testing import load_comparable, write_results
 from .training import COMPILED_WAYS, WAYS, measure_training
 
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
@@ -205,12 +202,7 @@ def benchmark_gpu(
     """
     session, plan = Session(seconds), TINY if tiny else FULL
     where = find_device(device)
-    cfg = load_segmentor_config(config, cfg_options)
-    set_work_dir(cfg, config, work_dir)
-    set_data_root(cfg, data_root, ('test',))
-    if checkpoint:
-        checkpoint = str(find_checkpoint(checkpoint))
-        check_checkpoint(cfg, checkpoint)
+    cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
     shrink(cfg, plan)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
@@ -253,12 +245,7 @@ def benchmark_gpu(
         train(COMPILED_WAYS, COMPILING)
     results |= dict(skipped=session.skipped, failed=session.failed, seconds=monotonic() - session.began)
     print(format_measurements(results))
-    place = Path(cfg.work_dir)
-    with written_beside(place / 'gpu.json') as beside:
-        beside.write_text(json.dumps(results, indent=2))
-    with written_beside(place / 'gpu.png') as beside:
-        draw_measurements(results, beside)
-    print(f'Written: {place / "gpu.json"} and {place / "gpu.png"}')
+    write_results(results, Path(cfg.work_dir, 'gpu.json'), draw_measurements)
     if session.failed:
         said = [f'{name}: {error[:200]}' for name, error in session.failed.items()]
         raise UserError('\n  '.join([f'{len(said)} of the measurements failed:', *said[:10]]))

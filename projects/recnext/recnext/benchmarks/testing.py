@@ -2,9 +2,11 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..engine.checks import check_checkpoint, set_data_root
@@ -42,14 +44,7 @@ def benchmark(
     Raises:
         UserError: what is missing or does not fit, before anything is measured.
     """
-    cfg = load_segmentor_config(config, cfg_options)
-    set_work_dir(cfg, config, work_dir)
-    set_data_root(cfg, data_root, ('test',))
-    if checkpoint:
-        checkpoint = str(find_checkpoint(checkpoint))
-        check_checkpoint(cfg, checkpoint)
-    elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
-        raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
+    cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
     where = find_device(device)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
@@ -73,10 +68,34 @@ def benchmark(
         sweep=label_maps.sweep(rounds, where) if sweep else [],
     )
     print(format_results(results))
-    folder = Path(cfg.work_dir)
-    with written_beside(folder / 'benchmark.json') as beside:
-        beside.write_text(json.dumps(results, indent=2))
-    with written_beside(folder / 'benchmark.png') as beside:
-        draw_results(results, beside)
-    print(f'Written: {folder / "benchmark.json"} and {folder / "benchmark.png"}')
+    write_results(results, Path(cfg.work_dir, 'benchmark.json'), draw_results)
     return results
+
+
+def load_comparable(
+    config: str, checkpoint: str | None, work_dir: str | None, data_root: str | None, cfg_options: dict | None
+) -> tuple[Config, str | None]:
+    """The config of a segmentor that can be compared with mmseg's, and the place of its checkpoint, if it has one.
+
+    Raises:
+        UserError: what is missing or does not fit.
+    """
+    cfg = load_segmentor_config(config, cfg_options)
+    set_work_dir(cfg, config, work_dir)
+    set_data_root(cfg, data_root, ('test',))
+    if checkpoint:
+        checkpoint = str(find_checkpoint(checkpoint))
+        check_checkpoint(cfg, checkpoint)
+    elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
+        raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
+    return cfg, checkpoint
+
+
+def write_results(results: dict, place: Path, draw: Callable[[dict, Path], None]) -> None:
+    """Write results as JSON, and beside it the picture of the same name that ``draw`` makes of them."""
+    picture = place.with_suffix('.png')
+    with written_beside(place) as beside:
+        beside.write_text(json.dumps(results, indent=2))
+    with written_beside(picture) as beside:
+        draw(results, beside)
+    print(f'Written: {place} and {picture}')

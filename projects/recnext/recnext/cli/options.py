@@ -9,6 +9,8 @@ try:
 except ModuleNotFoundError:  # nothing is completed then
     FILE = None
 
+from ..weights.hub import SCHEME
+
 WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""
 
@@ -46,22 +48,17 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The config, for what needs no trained weights."""
+def add_config(parser: argparse.ArgumentParser, more: str = '') -> None:
+    """The config; ``more`` is what else may stand in its place."""
     config = parser.add_argument(
-        'config', metavar='CONFIG', help='config file, name of a config (recnext configs), or of a release'
+        'config', metavar='CONFIG', help=f'config file, name of a config (recnext configs) or of a release{more}'
     )
     config.complete = FILE
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """A trained network: a config with weights, or a release or a segmentor of the Hugging Face hub with its own."""
-    config = parser.add_argument(
-        'config',
-        metavar='CONFIG',
-        help='config file, name of a config (recnext configs) or of a release, or hf://user/name[@revision]',
-    )
-    config.complete = FILE
+    add_config(parser, ', or hf://user/name[@revision]')
     checkpoint = parser.add_argument(
         'checkpoint',
         metavar='CHECKPOINT',
@@ -78,7 +75,7 @@ def names_weights(argument: str) -> bool:
 
 def with_weights(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
-    if args.checkpoint is None or args.config.startswith('hf://'):
+    if args.checkpoint is None or args.config.startswith(SCHEME):
         from ..apis.find import find_trained
 
         args.config, weights = find_trained(args.config)

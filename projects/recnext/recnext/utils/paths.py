@@ -55,12 +55,12 @@ def find_config(name: str | Path) -> Path:
         return ours
     if path.is_dir():
         raise UserError(f'{path} is a folder; expected a config in it.')
-    raise UserError(f'No such config: {path}. Those of this project: {command("configs")}')
+    raise UserError(f'No such config: {path}. Those of this project are in {CONFIGS}.')
 
 
 def command(name: str, *arguments: str) -> str:
     """What a user types for a command: of the clone that is used, or as installed."""
-    if not IN_CLONE or name in ('configs', 'doctor'):
+    if not IN_CLONE:
         return shlex.join(['recnext', name, *arguments])
     tool = TOOLS.get(name, name.replace('-', '_'))
     return shlex.join(['python', os.path.relpath(CLONE / 'tools' / f'{tool}.py'), *arguments])
