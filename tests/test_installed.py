@@ -88,6 +88,7 @@ def test_where_weights_are_looked_for(installed, tmp_path):
     assert installed.run('python', '-c', code, cwd=tmp_path) == f'{tmp_path}/.cache/recnext/checkpoints\n'
 
 
+@pytest.mark.full
 def test_mmsegs_own_tool_with_our_config(installed, real_m3, ade20k_sample, tmp_path):
     tool = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'test.py'
     config = next(installed.bin.parent.glob(f'lib/python*/site-packages/projects/recnext/configs/{CONFIG}.py'))

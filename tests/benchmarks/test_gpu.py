@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from helpers.tiny import write_tiny_config
@@ -30,7 +31,9 @@ def time_for_all_but_compiling(monkeypatch):
     return 10**5
 
 
-def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_compiling, capsys):
+def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_compiling, monkeypatch, capsys):
+    plan = replace(TINY, sizes=TINY.sizes[:1])
+    monkeypatch.setattr(gpu, 'TINY', plan)
     seconds = time_for_all_but_compiling
     main(f'benchmark-gpu {config} --tiny --device cpu --seconds {seconds} --work-dir {tmp_path}'.split())
     said = capsys.readouterr().out
@@ -42,16 +45,17 @@ def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_comp
         if point['precision'] in ('fp32', 'tf32'):  # there is no TF32 on a CPU
             assert point['different_pixels'] == 0
     names = [name_of(point) for point in report['testing']]
-    assert names == [str(form) for form in list_forms(('eager',)) for _ in TINY.batches for _ in TINY.sizes]
+    assert names == [str(form) for form in list_forms(('eager',)) for _ in plan.batches for _ in plan.sizes]
     assert list(report['training']) == list(WAYS)
     assert all(0 < profile['busy'] < 1.5 and profile['operations'] for profile in report['profiles'].values())
-    compiled = [f'{form}, batch {batch}' for form in list_forms(('compiled',)) for batch in TINY.batches]
+    compiled = [f'{form}, batch {batch}' for form in list_forms(('compiled',)) for batch in plan.batches]
     assert list(report['skipped']) == ['CUDA graphs', *compiled, *(f'training, {name}' for name in COMPILED_WAYS)]
     assert all(name in said for name in (*names, *WAYS, *report['skipped'])) and 'no time' in said
     with Image.open(tmp_path / 'gpu.png') as picture:
         assert picture.width > 1000
 
 
+@pytest.mark.full
 def test_what_fails_is_named_in_the_end(config, tmp_path, time_for_all_but_compiling, monkeypatch):
     monkeypatch.setattr(gpu, 'PRECISIONS', ('fp32',))
     monkeypatch.setattr(gpu, 'WAYS', {'fp32': {}})

@@ -22,8 +22,7 @@ EXACT = CoreMLBackend(precision='fp32')
     [
         ('conv', 'mlprogram', 'fp16', 0.995),
         ('conv', 'neuralnetwork', 'fp32', 1.0),
-        ('attn', 'mlprogram', 'fp32', 1.0),
-        pytest.param('conv', 'mlprogram', 'fp32', 1.0, marks=pytest.mark.full),
+        *(pytest.param(mixer, 'mlprogram', 'fp32', 1.0, marks=pytest.mark.full) for mixer in ('conv', 'attn')),
         pytest.param('conv', 'neuralnetwork', 'fp16', 0.995, marks=pytest.mark.full),
         pytest.param('attn', 'mlprogram', 'fp16', 0.995, marks=pytest.mark.full),
         pytest.param('attn', 'neuralnetwork', 'fp32', 1.0, marks=pytest.mark.full),
@@ -140,6 +139,7 @@ def test_compressed_weights(tiny, package, tmp_path, how):
     assert (open_model(out)(pixels(image))['labels'] == labels_of(tiny, image)).mean() > 0.9
 
 
+@pytest.mark.full
 def test_overflow_in_16_bits_is_caught(tiny, tmp_path, monkeypatch):
     def enlarge(*args: object) -> object:
         source = load_source(*args)

@@ -92,7 +92,7 @@ def test_multiply_adds_are_those_of_the_convolutions(tiny):
             marks=pytest.mark.full,
         ),
         pytest.param('a3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp32'], marks=pytest.mark.full),
-        ('m3', 'export_onnx', 'a.onnx', []),
+        pytest.param('m3', 'export_onnx', 'a.onnx', [], marks=pytest.mark.full),
     ],
 )
 def test_released_variants_on_real_images(arch, tool, name, options, real_m3, formula_weights, ade20k_sample, tmp_path):

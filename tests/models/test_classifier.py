@@ -61,7 +61,10 @@ def test_golden_logits(arch, deploy, framework, formula_weights):
     assert np.abs(logits - golden).max() < 1e-5 * np.abs(golden).max()
 
 
-@pytest.mark.parametrize('arch', ARCH_NAMES)
+@pytest.mark.parametrize(
+    'arch',
+    [arch if arch in ('m0', 'a0', 'm3', 'a3') else pytest.param(arch, marks=pytest.mark.full) for arch in ARCH_NAMES],
+)
 def test_features_are_the_same_in_all_three_frameworks(arch, formula_weights):
     weights = formula_weights(read_layout(f'recnext_{arch}_distill_300e')['tensors'])
     cfg = config_of(arch).model

@@ -22,6 +22,9 @@ NAMES = [f'recnext_{arch}' for arch in ARCH_NAMES]
 SMALL = ('recnext_m0', 'recnext_a0')
 
 by_name = pytest.mark.parametrize('name', NAMES)
+small_ones_always = pytest.mark.parametrize(
+    'name', [name if name in SMALL else pytest.param(name, marks=pytest.mark.full) for name in NAMES]
+)
 of_each_family = pytest.mark.parametrize('name', SMALL)
 
 
@@ -38,7 +41,7 @@ def test_forward(name, image):
     assert out.shape == (2, 1000) and out.isfinite().all()
 
 
-@by_name
+@small_ones_always
 def test_backward_gives_every_parameter_a_gradient(name, image):
     model = timm.create_model(name, num_classes=42).train()
     model(image).mean().backward()
@@ -46,7 +49,7 @@ def test_backward_gives_every_parameter_a_gradient(name, image):
     assert not without and model.num_classes == 42
 
 
-@by_name
+@small_ones_always
 def test_default_cfgs(name):
     model = timm.create_model(name)
     cfg, state = model.default_cfg, model.state_dict()
@@ -65,7 +68,7 @@ def test_default_cfgs(name):
         assert not any(key.startswith('head') for key in pooled.state_dict())
 
 
-@by_name
+@small_ones_always
 def test_features_only(name, image):
     model = timm.create_model(name, features_only=True).eval()
     assert model.feature_info.channels() == list(ARCHS[name[-2:]]['channels'])
@@ -156,9 +159,7 @@ def test_other_ways_to_run_it(name, how, image):
     assert (found - expected).abs().max() <= (0.1 if how == 'bf16' else 1e-4) * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    'name', [name if name in SMALL else pytest.param(name, marks=pytest.mark.full) for name in NAMES]
-)
+@small_ones_always
 @pytest.mark.parametrize('deploy', [False, True], ids=['plain', 'folded'])
 def test_scripted(name, deploy, image):
     torch.manual_seed(0)

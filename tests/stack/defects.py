@@ -37,10 +37,10 @@ def stand_in_for_mmcv_ops() -> bool:
     return subprocess.run([sys.executable, '-c', 'import mmseg.models'], capture_output=True).returncode != 0
 
 
-def import_timm_when_used() -> bool:
-    """That mmseg's models bring timm along."""
+def import_when_used() -> bool:
+    """That mmseg's models bring timm and scipy's parts along."""
     importlib.import_module('mmseg.models')
-    return 'timm' in sys.modules
+    return any(name in sys.modules for name in ('timm', 'scipy.interpolate', 'scipy.ndimage', 'scipy.optimize'))
 
 
 def find_packages_without_pkg_resources() -> bool:

@@ -12,6 +12,7 @@ from threading import Thread
 
 import mmengine.config.config
 import mmengine.utils
+import numpy
 import pytest
 import torch
 from helpers.malicious import Command
@@ -20,6 +21,10 @@ from mmengine.logging import MessageHub
 from mmengine.runner import checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import package_utils
+from mmseg.models.assigners import hungarian_assigner
+from mmseg.models.backbones import beit
+from mmseg.models.losses import huasdorff_distance_loss
+from scipy.ndimage import distance_transform_edt
 
 from projects.recnext.recnext import compat
 from projects.recnext.recnext.weights.checkpoint import CheckpointError
@@ -68,6 +73,16 @@ def test_stand_in_imports_and_raises_when_used():
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith('no _ext') and 'mmcv.ops.point_sample needs a compiled mmcv' in result.stdout
     assert 'MultiScaleDeformableAttention' not in result.stderr
+
+
+def test_what_is_imported_when_it_is_used_gives_the_real_thing():
+    mask = numpy.array([[1, 1, 0], [1, 1, 1]])
+    assert numpy.array_equal(huasdorff_distance_loss.distance(mask), distance_transform_edt(mask))
+    rows, columns = hungarian_assigner.linear_sum_assignment([[2, 1], [1, 2]])
+    assert list(zip(rows, columns)) == [(0, 1), (1, 0)]
+    assert list(beit.interpolate.interp1d([0, 1], [0, 2])([0.5])) == [1.0]
+    with pytest.raises(AttributeError, match='no attribute'):
+        beit.interpolate.interp3d([0, 1], [0, 2])
 
 
 def test_stand_in_keeps_away_from_a_compiled_mmcv(monkeypatch):

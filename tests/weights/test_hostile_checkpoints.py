@@ -160,7 +160,7 @@ def test_every_variant_is_right_or_refused_and_does_no_harm(full, goods, tmp_pat
     room.mkdir()
     for file in goods:
         (good / f'{file.name}.good').write_bytes(file.content)
-    reader, tried, number = Reader(good, room), [], 4500 if full else 60
+    reader, tried, number = Reader(good, room), [], 4500 if full else 30
     for kind, name, content, verdict in make_variants(goods, number):
         path.write_bytes(content)
         result = reader.read(name.split(': ')[0], path)

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import pkgutil
 import re
 import sys
 import warnings
@@ -96,28 +97,40 @@ def _not_compiled(self: object, *_: object, **__: object) -> NoReturn:
     )
 
 
-def import_timm_when_used() -> bool:
-    """Let mmseg be imported without waiting for timm.
+def import_when_used() -> bool:
+    """Let mmseg be imported without waiting for what few of its models need.
 
-    Defect: mmseg imports timm together with its models, seconds of work, though only its TIMMBackbone needs it.
+    Defect: mmseg imports timm and much of scipy together with its models, seconds of work, though only TIMMBackbone,
+    BEiT's table of positions, the Hausdorff loss and MaskFormer's matching need them.
 
-    Repair: while mmseg's models are imported, a ``timm`` that is imported when something of it is used.
+    Repair: while mmseg's models are imported, stand-ins whose functions import the real ones when they are called.
     """
-    if 'timm' in sys.modules:
-        return False
-    sys.modules['timm'] = _Timm('timm')
+    # Where mmdet is installed mmseg imports it as well, and that uses more of scipy than functions.
+    names = (
+        ('timm',)
+        if importlib.util.find_spec('mmdet')
+        else ('timm', 'scipy.interpolate', 'scipy.ndimage', 'scipy.optimize')
+    )
+    stand_ins = {name: _WhenUsed(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         importlib.import_module('mmseg.models')
     finally:
-        del sys.modules['timm']
-    return isinstance(getattr(sys.modules['mmseg.models.backbones.timm_backbone'], 'timm', None), _Timm)
+        for name in stand_ins:
+            del sys.modules[name]
+    return isinstance(getattr(sys.modules['mmseg.models.backbones.timm_backbone'], 'timm', None), _WhenUsed)
 
 
-class _Timm(ModuleType):
-    def __getattr__(self, name: str) -> object:
+class _WhenUsed(ModuleType):
+    """A module, or a function in it, that is imported when it is called."""
+
+    def __getattr__(self, name: str) -> '_WhenUsed':
         if name.startswith('__'):
             raise AttributeError(name)
-        return getattr(importlib.import_module('timm'), name)
+        return _WhenUsed(f'{self.__name__}.{name}')
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return pkgutil.resolve_name(self.__name__)(*args, **kwargs)
 
 
 def find_packages_without_pkg_resources() -> bool:
@@ -294,7 +307,7 @@ def silence_unavoidable_warnings() -> bool:
 
 REPAIRS: dict[Callable[[], bool], str] = {
     stand_in_for_mmcv_ops: 'mmcv',
-    import_timm_when_used: 'mmseg',
+    import_when_used: 'mmseg',
     find_packages_without_pkg_resources: 'mmengine.utils',
     draw_with_any_visualizer: 'mmseg.engine.hooks.visualization_hook',
     format_configs_once: 'mmengine.config.config',

@@ -1,12 +1,14 @@
 """Networks built from a config without memory, to know which tensors they have."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..utils.errors import UserError
 from ..utils.paths import CONFIGS
@@ -25,13 +27,20 @@ def build_skeleton(model_cfg: dict) -> nn.Module:
     init_default_scope('mmseg')
     try:
         try:
-            with torch.device('meta'):
+            with torch.device('meta'), _WithoutDrawing():
                 return MODELS.build(copy.deepcopy(model_cfg))  # EncoderDecoder changes what it is built from
         except RuntimeError:
             # Swin and others read numbers off a tensor as they are built, and one on this device has none.
             return MODELS.build(copy.deepcopy(model_cfg)).to('meta')
     except (TypeError, KeyError, AssertionError, RuntimeError) as error:
         raise UserError(f'The model of the config cannot be built: {error}') from None
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Draw no random numbers: to draw them on the ``meta`` device loads PyTorch's compiler, a second of work."""
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:

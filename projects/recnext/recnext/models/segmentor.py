@@ -3,6 +3,7 @@
 import functools
 import re
 
+import torch
 from mmengine.logging import print_log
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
@@ -100,8 +101,8 @@ class FastEncoderDecoder(DeployableModel, EncoderDecoder):
         known = metas or [unknown] * len(inputs)
         if self.test_cfg.mode == 'whole' and self._head_only_resizes:
             logits = self.network(inputs)
-            # Which size the head would resize to, it tells best itself.
-            probe = self.decode_head.predict_by_feat(logits.new_empty(1, 1, 1, 1, device='meta'), known)
+            # Which size the head would resize to, it tells best itself: it is asked to resize a batch of no images.
+            probe = self.decode_head.predict_by_feat(torch.empty(0, 1, 1, 1), known)
             steps = (Step(tuple(probe.shape[2:]), self.align_corners),)
         else:
             logits, steps = self.inference(inputs, known), ()
