@@ -46,6 +46,7 @@ def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_comp
             assert point['different_pixels'] == 0
     names = [name_of(point) for point in report['testing']]
     assert names == [str(form) for form in list_forms(('eager',)) for _ in plan.batches for _ in plan.sizes]
+    assert len(report['whole_tests']) == 6 and all(speed > 0 for speed in report['whole_tests'].values())
     assert list(report['training']) == list(WAYS)
     assert all(0 < profile['busy'] < 1.5 and profile['operations'] for profile in report['profiles'].values())
     compiled = [f'{form}, batch {batch}' for form in list_forms(('compiled',)) for batch in plan.batches]
@@ -58,6 +59,7 @@ def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_comp
 @pytest.mark.full
 def test_what_fails_is_named_in_the_end(config, tmp_path, time_for_all_but_compiling, monkeypatch):
     monkeypatch.setattr(gpu, 'PRECISIONS', ('fp32',))
+    monkeypatch.setattr(gpu.Testing, 'test_whole', lambda *_: None)
     monkeypatch.setattr(gpu, 'WAYS', {'fp32': {}})
     monkeypatch.setattr(gpu, 'measure_peaks', lambda device: {})
     monkeypatch.setattr(gpu.Testing, 'profile', lambda self, form: 1 / 0)

@@ -264,10 +264,11 @@ def test_an_exported_file_gives_the_labels_of_the_device(accelerator, tmp_path):
 # --- The command ---
 
 
-def test_the_tool_tests_on_the_device(accelerator, real_m3, ade20k_sample, tmp_path):
+@pytest.mark.parametrize('options', [[], ['--overlap']], ids=str)
+def test_the_tool_tests_on_the_device(accelerator, real_m3, ade20k_sample, tmp_path, options):
     result = run_tool(
         'test', config_of('m3'), real_m3, '--data-root', ade20k_sample, '--work-dir', tmp_path / 'work',
-        '--device', accelerator, fresh=True,
+        '--device', accelerator, *options, fresh=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert 'mIoU: 38.6' in result.stdout

@@ -25,6 +25,7 @@ REGISTERED = {
     'FastEncoderDecoder': 'models.segmentor',
     'FiniteLossHook': 'engine.hooks.finite_loss',
     'GatherInWorkDirHook': 'engine.hooks.gather',
+    'OverlappedTestLoop': 'engine.overlapped_testing',
     'RecNeXt': 'models.recnext',
     'RecNeXtEncoderDecoder': 'models.segmentor',
     'ResumableSampler': 'datasets.seeded',

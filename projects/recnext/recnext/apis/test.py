@@ -3,7 +3,15 @@
 import dataclasses
 
 from ..engine.checks import Start, check_checkpoint, set_data_root
-from ..engine.config import add_hook, average_augmented, is_segmentor, load_config, set_work_dir, show_pictures
+from ..engine.config import (
+    TRAINING_KEYS,
+    add_hook,
+    average_augmented,
+    is_segmentor,
+    load_config,
+    set_work_dir,
+    show_pictures,
+)
 from ..engine.config_check import check_keys
 from ..engine.distributed import get_process_info, joined_processes
 from ..engine.runner import build_runner, run_on
@@ -13,9 +21,6 @@ from ..utils.device import AUTO, find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder
 from ..weights.releases import find_checkpoint
-
-TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
-"""What the Runner needs for training only; it takes either all of them or none."""
 
 
 def test(
@@ -29,6 +34,7 @@ def test(
     tta: bool = False,
     deployment: Deployment = DEFAULT,
     batch_size: int | None = None,
+    overlap: bool = False,
     device: str = AUTO,
     data_root: str | None = None,
     cfg_options: dict | None = None,
@@ -47,6 +53,7 @@ def test(
         tta: Average over the scales and flips of the config.
         deployment: The form in which the network is run.
         batch_size: Images in a batch; those of one size go through the network together.
+        overlap: Keep two batches on the device at once: :class:`~overlapped_testing.OverlappedTestLoop`.
         device: See :func:`device.find_device`; of several processes each takes one of a kind.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
@@ -74,6 +81,9 @@ def test(
     add_hook(cfg, 'DeployHook', **dataclasses.asdict(deployment))
     if batch_size:
         cfg.test_dataloader.batch_size = batch_size
+    if overlap:
+        cfg.test_cfg.type = 'OverlappedTestLoop'
+        cfg.test_dataloader.pin_memory = where.type != 'cpu'
     if show or show_dir:
         show_pictures(cfg, show, show_dir, wait_time)
     if tta:

@@ -24,6 +24,8 @@ from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
 from ..datasets.listing import leaves
+from ..engine.config import TRAINING_KEYS
+from ..engine.runner import build_runner, run_on
 from ..models.deploy import DTYPES, Deployment
 from ..utils.device import AUTO, describe_device, find_device, out_of_memory, single_precision, synchronize
 from ..utils.errors import UserError
@@ -52,6 +54,7 @@ class Plan:
         sizes: Heights and widths of the images, as on the disk.
         batches: Images that are tested together.
         images: Tested for each figure, or twice the batch if that is more.
+        whole: Images of a whole test.
         training_batch: Images of an iteration.
         rounds: Iterations of training for each figure.
         short_side: That testing resizes images to, if not the config's.
@@ -61,6 +64,7 @@ class Plan:
     sizes: tuple[tuple[int, int], ...] = ((512, 683), (768, 1024))
     batches: tuple[int, ...] = (1, 8, 32)
     images: int = 16
+    whole: int = 128
     training_batch: int = 16
     rounds: int = 10
     short_side: int | None = None
@@ -68,7 +72,7 @@ class Plan:
 
 
 FULL = Plan()
-TINY = Plan(((48, 64), (72, 96)), (1, 2), 2, 2, 1, 64, 64)
+TINY = Plan(((48, 64), (72, 96)), (1, 2), 2, 6, 2, 1, 64, 64)
 """To try everything where there is no GPU."""
 
 
@@ -94,6 +98,10 @@ def list_forms(executions: tuple[str, ...]) -> list[Form]:
     """All forms with one of these executions; mmseg's own is eager only."""
     forms = [Form(FAST, precision, execution) for execution in executions for precision in PRECISIONS]
     return [*(Form(STOCK, precision) for precision in PRECISIONS if 'eager' in executions), *forms]
+
+
+SELECTED = Form(STOCK, 'fp32'), Form(FAST, 'fp32'), Form(FAST, 'bf16')
+"""Of which whole tests and profiles are made."""
 
 
 class Graphed:
@@ -213,6 +221,7 @@ def benchmark_gpu(
         machine=dict(device=describe_device(where), kind=where.type, torch=torch.__version__, cuda=torch.version.cuda),
         plan=asdict(plan),
         testing=[],
+        whole_tests={},
         training={},
         profiles={},
     )
@@ -238,8 +247,13 @@ def benchmark_gpu(
             test(('graph',))
         else:
             session.skipped['CUDA graphs'] = f'not on {where.type}'
+        for form in SELECTED:
+            for overlap in (False, True):
+                name = f'{form}, {"overlapped" if overlap else "one batch after the other"}'
+                work = partial(measurer.test_whole, form, plan.batches[1], overlap)
+                results['whole_tests'][name] = session.attempt(f'whole test, {name}', work)
         train(WAYS)
-        for form in (Form(STOCK, 'fp32'), Form(FAST, 'fp32'), Form(FAST, 'bf16')):
+        for form in SELECTED:
             results['profiles'][str(form)] = session.attempt(f'profile of {form}', partial(measurer.profile, form))
         test(('compiled',), COMPILING)
         train(COMPILED_WAYS, COMPILING)
@@ -285,10 +299,12 @@ class Testing:
 
     def __init__(self, cfg: Config, weights: dict[str, Tensor], plan: Plan, device: torch.device, folder: Path) -> None:
         self.cfg, self.weights, self.plan, self.device = cfg, weights, plan, device
-        self.datasets = {}
+        self.configs, self.datasets = {}, {}
         for size in plan.sizes:
             copy = Config(cfg.to_dict())
             copies_at(copy, size, max(plan.batches), folder / str(size))
+            copy.update(work_dir=str(folder / 'work'), log_level='ERROR')
+            self.configs[size] = copy
             self.datasets[size] = DATASETS.build(copy.test_dataloader.dataset)
         self.genuine: dict[tuple[int, int], list[np.ndarray]] = {}
 
@@ -348,6 +364,34 @@ class Testing:
                 trial = Trial(segmentor, dataset, self.device, whole=False)
                 self.genuine[size] = [trial.test([index])[0] for index in range(len(dataset))]
         return self.genuine[size]
+
+    def test_whole(self, form: Form, batch: int, overlap: bool) -> float:
+        """Images per second of the Runner's test loop, data loading and metrics included, in the first size.
+
+        Args:
+            form: Of the network.
+            batch: Images at once.
+            overlap: See :class:`OverlappedTestLoop`.
+        """
+        cfg = Config(self.configs[self.plan.sizes[0]].to_dict())
+        cfg.update(dict.fromkeys(TRAINING_KEYS))
+        cfg.test_cfg.type = 'OverlappedTestLoop' if overlap else 'TestLoop'
+        loader = cfg.test_dataloader
+        times = -(-self.plan.whole // len(self.datasets[self.plan.sizes[0]]))
+        loader.dataset = dict(type='RepeatDataset', dataset=loader.dataset, times=times)
+        loader.update(batch_size=batch, pin_memory=overlap and self.device.type != 'cpu')
+        with self.built(form) as segmentor, run_on(self.device):
+            runner = build_runner(cfg)
+            runner.model = segmentor
+            loop = runner.build_test_loop(cfg.test_cfg)
+            runner.call_hook('before_run')
+            loop.run()  # the first one starts the workers, and much else
+            synchronize(self.device)
+            began = perf_counter()
+            loop.run()
+            seconds = perf_counter() - began
+            runner.call_hook('after_run')
+            return len(loop.dataloader.dataset) / seconds
 
     def profile(self, form: Form) -> dict:
         """Where the time of a batch of the second size of batches goes.

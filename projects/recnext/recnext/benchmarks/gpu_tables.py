@@ -23,7 +23,7 @@ def name_of(point: dict) -> str:
 
 def format_measurements(results: dict) -> str:
     """All results as text."""
-    parts = (_machine, _testing, _training, _profiles, _left_out)
+    parts = (_machine, _testing, _whole_tests, _training, _profiles, _left_out)
     return '\n'.join(line for part in parts for line in part(results))
 
 
@@ -51,6 +51,16 @@ def _testing(results: dict) -> Iterator[str]:
                 memory = f'{point["memory_mb"]:9.0f}' if point['memory_mb'] else f'{"-":>9}'
                 different = f'{point["different_pixels"]} of {point["pixels"]}'
                 yield f'{name_of(point):<22}{shown}{point["images_per_second"]:9.1f}{ratio}{memory}  {different}'
+
+
+def _whole_tests(results: dict) -> Iterator[str]:
+    measured = {name: speed for name, speed in results['whole_tests'].items() if speed}
+    if measured:
+        height, width = results['plan']['sizes'][0]
+        batch = results['plan']['batches'][1]
+        yield f'\nWhole tests by the Runner, from the disk to the metrics; {height} x {width}, {batch} at once'
+        slowest = next(iter(measured.values()))
+        yield from (f'{name:<44}{speed:9.1f} images/s {speed / slowest:6.2f}' for name, speed in measured.items())
 
 
 def _training(results: dict) -> Iterator[str]:

@@ -15,6 +15,9 @@ from .stored_config import load_stored_config
 
 SPLITS = ('train', 'val', 'test')
 
+TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
+"""What the Runner needs for training only; it takes either all of them or none."""
+
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     """Read a config file, or that of a release, and merge ``key=value`` options into it.

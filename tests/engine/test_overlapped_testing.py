@@ -1,0 +1,71 @@
+"""Two batches on the device at once: the same figures and files, in the same order, and errors that arrive."""
+
+import itertools
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from helpers.tools import run_tool
+from PIL import Image
+
+from projects.recnext.recnext.apis.test import test as run_test
+from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.models.segmentor import FastEncoderDecoder
+from projects.recnext.recnext.utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    """Of two sizes."""
+    root = tmp_path_factory.mktemp('data') / 'scenes'
+    write_dataset(root, training=1, validation=7)
+    for name in ('images/validation/scene_validation_00002.jpg', 'annotations/validation/scene_validation_00002.png'):
+        image = Image.open(root / name)
+        image.crop((0, 0, image.width - 40, image.height)).save(root / name)
+    return root
+
+
+@pytest.mark.parametrize('options', [[], ['--batch-size', 3], ['--tta']], ids=str)
+def test_the_same_figures_and_maps(tiny, scenes, tmp_path, options):
+    said, maps, records = {}, {}, {}
+    for way in ([], ['--overlap']):
+        folder = tmp_path / f'{len(way)}'
+        where = ['--data-root', scenes, '--work-dir', folder / 'work', '--out', folder / 'maps']
+        result = run_tool('test', *tiny, *where, *options, *way)
+        assert result.returncode == 0, result.stderr
+        said[len(way)] = [line.split('  data_time')[0].split(' - ')[-1] for line in result.stdout.splitlines()][-1]
+        maps[len(way)] = {path.name: path.read_bytes() for path in (folder / 'maps').iterdir()}
+        (record,) = (folder / 'work').rglob('evaluation.json')
+        records[len(way)] = json.loads(record.read_text())
+    assert 'mIoU' in said[0] and said[0] == said[1]
+    assert len(maps[0]) == 7 and maps[0] == maps[1]
+    assert records[0] == records[1]
+
+
+def test_two_batches_are_under_way_at_once(tiny, scenes, tmp_path, monkeypatch):
+    """Each waits for another, which would never come in a loop that takes one after the other."""
+    meeting, predict = threading.Barrier(2, timeout=60), FastEncoderDecoder.predict
+    entered, met = itertools.count(), []
+
+    def meet(self, *args, **kwargs):
+        if next(entered) < 6:  # the last of seven images is alone
+            met.append(meeting.wait())
+        return predict(self, *args, **kwargs)
+
+    monkeypatch.setattr(FastEncoderDecoder, 'predict', meet)
+    run_test(*map(str, tiny), work_dir=str(tmp_path), data_root=str(scenes), overlap=True)
+    assert sorted(met) == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_goes_wrong_with_a_batch_ends_the_test(tiny, scenes, tmp_path, monkeypatch):
+    seen = []
+
+    def fail(self, inputs, *_):
+        seen.append(inputs.shape)
+        raise UserError(f'nothing for {len(seen)}')
+
+    monkeypatch.setattr(FastEncoderDecoder, 'predict', fail)
+    with pytest.raises(UserError, match=r'nothing for [12]'):
+        run_test(*map(str, tiny), work_dir=str(tmp_path), data_root=str(scenes), overlap=True)
+    assert len(seen) <= 3
