@@ -168,3 +168,17 @@ def test_weights_that_are_not_there_are_downloaded_first(released_m3, tmp_path, 
 
 def test_a_mistake_is_said_without_a_traceback(tmp_path):
     assert_user_error(recnext('predict', 'no_such', 'a.jpg', cwd=tmp_path), 'no_such is not the name of a released')
+
+
+def test_a_reader_that_has_ended_is_no_error():
+    command = [sys.executable, '-m', 'projects.recnext.recnext.cli', 'configs']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b'', 141)
+    process.stderr.close()
+
+
+def test_the_device_is_looked_for_before_anything_is_fetched(monkeypatch, capsys):
+    monkeypatch.setattr('projects.recnext.recnext.apis.find.find_trained', lambda config: pytest.fail('fetched'))
+    with pytest.raises(SystemExit, match="error: 'foo' is no device"):
+        main(['test', 'recnext_m3_ade20k', '--device', 'foo'])

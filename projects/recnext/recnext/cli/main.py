@@ -1,6 +1,7 @@
 """Which commands there are, and how one is run: parsed, carried out, and a user's mistake said in a few lines."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -84,12 +85,16 @@ def carry_out(args: argparse.Namespace) -> None:
     """Run a command.
 
     Exits with 0; with 1 and the message of a user's mistake; with 2 where arguments do not go together; with 130 after
-    Ctrl-C. Other errors keep their traceback.
+    Ctrl-C; with 141, as a shell has it, when what reads its output has ended. Other errors keep their traceback.
     """
     settings = vars(args)
     run, parser = settings.pop('run'), settings.pop('parser')
     try:
         run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        sys.exit(141)
     except WrongUse as error:
         parser.error(str(error))
     except UserError as error:

@@ -77,7 +77,9 @@ def with_weights(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
     if args.checkpoint is None or args.config.startswith(SCHEME):
         from ..apis.find import find_trained
+        from ..utils.device import AUTO, find_device
 
+        find_device(getattr(args, 'device', AUTO))  # before anything is fetched
         args.config, weights = find_trained(args.config)
         args.checkpoint = args.checkpoint or weights
     return args
