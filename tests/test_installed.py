@@ -81,6 +81,7 @@ def test_the_command_in_an_empty_folder(installed, real_m3, ade20k_sample, tmp_p
     assert 'with --data-root' in said and 'Traceback' not in said
 
 
+@pytest.mark.full
 def test_where_weights_are_looked_for(installed, tmp_path):
     said = installed.run('recnext', 'train', CONFIG, '--data-root', tmp_path, cwd=tmp_path, fails=True)
     assert 'with --data-root' in said

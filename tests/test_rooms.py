@@ -86,7 +86,9 @@ assert {registry}.get({name!r}) is not None
 """
 
 
-@pytest.mark.parametrize(('registry', 'name'), [('MODELS', 'RecNeXt'), ('HOOKS', 'DeployHook')])
+@pytest.mark.parametrize(
+    ('registry', 'name'), [('MODELS', 'RecNeXt'), pytest.param('HOOKS', 'DeployHook', marks=pytest.mark.full)]
+)
 def test_parts_are_registered_when_a_registry_is_asked(registry, name):
     """In MMEngine's own registries, without mmseg being named; ``MODELS.build`` in other scopes falls back on these."""
     code = REGISTERS.format(registry=registry, name=name)

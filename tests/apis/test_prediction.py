@@ -625,6 +625,7 @@ def test_what_a_killed_process_left_is_removed(tiny, photos, tmp_path):
     assert (staging / 'alive' / 'half').exists()
 
 
+@pytest.mark.full
 def test_killed_at_random_and_started_again(full, tiny, tmp_path):
     """SIGKILL, again and again; in the end every output is there once, and equal to those of a run without."""
     number, kills = (2000, 20) if full else (60, 1)

@@ -31,9 +31,12 @@ def time_for_all_but_compiling(monkeypatch):
     return 10**5
 
 
-def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_compiling, monkeypatch, capsys):
+def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_compiling, full, monkeypatch, capsys):
     plan = replace(TINY, sizes=TINY.sizes[:1])
     monkeypatch.setattr(gpu, 'TINY', plan)
+    if not full:
+        monkeypatch.setattr(gpu, 'PRECISIONS', ('fp32', 'bf16'))
+        monkeypatch.setattr(gpu, 'SELECTED', gpu.SELECTED[1:])
     seconds = time_for_all_but_compiling
     main(f'benchmark-gpu {config} --tiny --device cpu --seconds {seconds} --work-dir {tmp_path}'.split())
     said = capsys.readouterr().out
@@ -46,7 +49,9 @@ def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_comp
             assert point['different_pixels'] == 0
     names = [name_of(point) for point in report['testing']]
     assert names == [str(form) for form in list_forms(('eager',)) for _ in plan.batches for _ in plan.sizes]
-    assert len(report['whole_tests']) == 6 and all(speed > 0 for speed in report['whole_tests'].values())
+    assert len(report['whole_tests']) == 2 * len(gpu.SELECTED) and all(
+        speed > 0 for speed in report['whole_tests'].values()
+    )
     assert list(report['training']) == list(WAYS)
     assert all(0 < profile['busy'] < 1.5 and profile['operations'] for profile in report['profiles'].values())
     compiled = [f'{form}, batch {batch}' for form in list_forms(('compiled',)) for batch in plan.batches]

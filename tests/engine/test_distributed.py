@@ -117,6 +117,7 @@ print('threads left:', len(os.listdir('/proc/self/task')))
 """
 
 
+@pytest.mark.full
 def test_no_thread_outlives_training(scenes, tmp_path):
     """One that frees a tensor while the interpreter ends aborts it: a finished run would be reported as failed."""
     config = write_tiny_config(tmp_path, scenes)

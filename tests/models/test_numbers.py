@@ -57,7 +57,8 @@ def test_precisions_agree(segmentor, images, dtype):
     assert (logits.argmax(1) == expected.argmax(1)).double().mean() >= agree
 
 
-@pytest.mark.parametrize('number', [2, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('number', [2, 3])
 def test_threads_agree(segmentor, images, number):
     """A sum in another order rounds otherwise; beyond that the number of threads changes nothing."""
     with threads(1):

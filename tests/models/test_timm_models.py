@@ -134,7 +134,9 @@ def test_parameters_are_grouped_by_layer(name):
 
 
 @pytest.mark.parametrize('name', [SMALL[0], pytest.param(SMALL[1], marks=pytest.mark.full)])
-@pytest.mark.parametrize('how', ['trace', 'script', 'fx', 'compile', 'bf16', 'channels_last', 'deploy'])
+@pytest.mark.parametrize(
+    'how', ['trace', 'script', 'fx', pytest.param('compile', marks=pytest.mark.full), 'bf16', 'channels_last', 'deploy']
+)
 def test_other_ways_to_run_it(name, how, image):
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
@@ -257,11 +259,14 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize('what', SCRIPTS)
+@pytest.mark.parametrize(
+    'what', [what if what == 'before timm' else pytest.param(what, marks=pytest.mark.full) for what in SCRIPTS]
+)
 def test_in_a_process_of_its_own(what, tmp_path):
     run_offline(SCRIPTS[what], tmp_path)
 
 
+@pytest.mark.full
 def test_pretrained_from_the_cache_of_the_hub(hub, tmp_path):
     """A file in the place where huggingface_hub keeps what it has downloaded; what is not there is named."""
     cache = tmp_path / 'hub' / 'models--suous--recnext_m0.dist_300e_in1k'

@@ -174,6 +174,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.full
 def test_processes_and_threads_can_be_started(script):
     result = run_python(script(WORKERS))
     assert result.returncode == 0, result.stderr
@@ -201,6 +202,7 @@ def test_a_client_killed_at_any_moment_does_no_harm(script):
     assert run_python(script('print(1)')).stdout == '1\n'
 
 
+@pytest.mark.full
 def test_the_interpreter_and_its_runs_end_with_the_client(script, tmp_path):
     code = """
 import subprocess, sys; sys.path[:0] = sys.argv[1:3]
@@ -237,6 +239,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*.*') if path.is_file()}
 
 
+@pytest.mark.full
 def test_both_ways_say_and_write_the_same(tmp_path):
     config, checkpoint = write_tiny(tmp_path)
     options = ['--data-root', 'scenes', '--work-dir', 'work', '--out', 'maps']

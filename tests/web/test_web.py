@@ -389,6 +389,7 @@ def question(seed: int = 0) -> dict:
     return dict(number=1, name='a.png', content=base64.b64encode(png(scene(seed))).decode())
 
 
+@pytest.mark.full
 def test_a_hundred_uploads_at_once(tiny_server):
     endings = question()['content'], 'A' * 1_200_000
     questions = [dict(question(), content=endings[number % 2]) for number in range(100)]
