@@ -56,3 +56,18 @@ def test_one_skeleton_and_one_reading_a_resumed_training(trained, counted, tmp_p
     run_train(str(config), str(tmp_path), resume=str(work / 'iter_2.pth'), cfg_options=options)
     assert counted == {'without values': 1, 'with values': 1, 'iter_2.pth': 1}
     assert read_checkpoint(tmp_path / 'iter_3.pth')['meta']['iter'] == 3
+
+
+@pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg'])
+def test_one_reading_of_the_weights_that_training_starts_from(trained, counted, tmp_path, key):
+    config, work = trained
+    weights = work / 'iter_2.pth'
+    value = str(weights) if key == 'load_from' else dict(type='Pretrained', checkpoint=str(weights))
+    run_train(
+        str(config),
+        str(tmp_path),
+        cfg_options={key: value, 'train_cfg.max_iters': 1, 'optim_wrapper.optimizer.lr': 0.0},
+    )
+    assert counted == {'without values': 1, 'with values': 1, 'iter_2.pth': 1}
+    before, after = (read_checkpoint(path)['state_dict'] for path in (weights, tmp_path / 'iter_1.pth'))
+    assert torch.equal(before['backbone.stem.0.conv.weight'], after['backbone.stem.0.conv.weight'])

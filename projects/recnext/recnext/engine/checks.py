@@ -13,7 +13,7 @@ from torch import nn
 from ..datasets.listing import check_before_run, leaves
 from ..models.builder import build_skeleton, drop_pretrained
 from ..models.deployable_model import DeployableModel
-from ..models.pretrained import StrictlyPretrained, pretrained_files, read_pretrained
+from ..models.pretrained import StrictlyPretrained, pretrained_files, read_pretrained, read_to_check
 from ..models.state_dict import ConversionError
 from ..utils.errors import UserError
 from ..weights.checkpoint import CheckpointError, read_checkpoint, read_newest_checkpoint
@@ -94,11 +94,11 @@ def choose_weights(cfg: Config, resume: str | None, skeleton: nn.Module | None =
         drop_pretrained(cfg.model)  # all weights come from the checkpoint
         cfg.load_from = start.path
     elif cfg.get('load_from'):
-        weights = _read(cfg.load_from)
-        check_fit(skeleton, weights.path, weights.content, other_classes=True)
+        path = find_checkpoint(cfg.load_from)
+        check_fit(skeleton, str(path), read_to_check(path), other_classes=True)
         drop_pretrained(cfg.model)
         # The segmentor loads them itself, with another classifier if need be.
-        cfg.model.init_cfg, cfg.load_from = dict(type='Pretrained', checkpoint=weights.path), None
+        cfg.model.init_cfg, cfg.load_from = dict(type='Pretrained', checkpoint=str(path)), None
     else:
         check_pretrained(skeleton)
     return start
@@ -118,7 +118,7 @@ def check_pretrained(skeleton: nn.Module) -> None:
     backbone = skeleton.backbone
     if isinstance(backbone, StrictlyPretrained):
         for checkpoint in pretrained_files(backbone.init_cfg):
-            read_pretrained(backbone, checkpoint)
+            read_pretrained(backbone, checkpoint, read_to_check)
 
 
 def check_checkpoint(cfg: Config, checkpoint: str, skeleton: nn.Module | None = None) -> dict:

@@ -8,10 +8,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from ..weights.checkpoint import read_checkpoint
 from ..weights.releases import find_checkpoint
 from .folding import fold_conv_modules
-from .pretrained import StrictlyPretrained, log_loaded
+from .pretrained import StrictlyPretrained, log_loaded, read_to_load
 from .recnext import RecNeXt
 from .state_dict import check_weights_fit, get_state_dict, of_other_classes
 
@@ -68,7 +67,7 @@ class DeployableModel(StrictlyPretrained):
     def load_pretrained(self, checkpoint: str) -> None:
         """Load a model of the same kind, all of it or all but the classifier of another number of classes."""
         path = find_checkpoint(checkpoint)
-        weights, own = self.fit(read_checkpoint(path), other_classes=True), self.state_dict()
+        weights, own = self.fit(read_to_load(path), other_classes=True), self.state_dict()
         self.load_state_dict({**own, **weights})
         log_loaded(self.kind.capitalize(), path, weights, sorted(own.keys() - weights.keys()))
 

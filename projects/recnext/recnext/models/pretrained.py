@@ -1,6 +1,6 @@
 """Weights to start training from: found, checked and loaded, or an error before the first iteration."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -47,12 +47,30 @@ def _as_list(init_cfg: Mapping | Sequence[Mapping] | None) -> list[Mapping]:
     return [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or [])
 
 
-def read_pretrained(backbone: nn.Module, checkpoint: str) -> tuple[Path, Conversion]:
+_checked: dict[Path, dict] = {}
+"""What was read to see whether it fits, until it is loaded."""
+
+
+def read_to_check(path: Path) -> dict:
+    """Read a checkpoint that is loaded later, for :func:`read_to_load`."""
+    _checked[path] = read_checkpoint(path)
+    return _checked[path]
+
+
+def read_to_load(path: Path) -> dict:
+    """A checkpoint, read now unless it was to be checked."""
+    return _checked.pop(path) if path in _checked else read_checkpoint(path)
+
+
+def read_pretrained(
+    backbone: nn.Module, checkpoint: str, read: Callable[[Path], dict] = read_checkpoint
+) -> tuple[Path, Conversion]:
     """Read a backbone's weights from any known file: ImageNet as released, converted, or of a whole segmentor.
 
     Args:
         backbone: A RecNeXt, on any device.
         checkpoint: Path, absolute, or relative to the working directory or to the project; or an address.
+        read: How: to check it, or to load it.
 
     Returns:
         Where the file was found, and its weights under the backbone's names.
@@ -67,14 +85,14 @@ def read_pretrained(backbone: nn.Module, checkpoint: str) -> tuple[Path, Convers
             f'The ImageNet weights to start from are missing. {error}\n'
             '  Or train from scratch on purpose: --cfg-options model.backbone.init_cfg=None'
         ) from None
-    conversion = select_backbone(convert_state_dict(get_state_dict(read_checkpoint(path))))
+    conversion = select_backbone(convert_state_dict(get_state_dict(read(path))))
     check_weights_fit(conversion.state_dict, backbone.state_dict(), f'the backbone; {path} is {conversion.arch}')
     return path, conversion
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str) -> None:
     """Load what :func:`read_pretrained` reads, and say in one line what was loaded and what left out."""
-    path, conversion = read_pretrained(backbone, checkpoint)
+    path, conversion = read_pretrained(backbone, checkpoint, read_to_load)
     backbone.load_state_dict(conversion.state_dict, strict=True)
     log_loaded('Backbone', path, conversion.mapped, conversion.left_out)
 
