@@ -54,7 +54,7 @@ class Backend(Protocol):
     """A format, with the options that only it has.
 
     Attributes:
-        suffix: Of its files.
+        suffix: Of its files; empty if it writes a folder, of any name.
         single: Whether a label map is that of one image, (H, W), and not of a batch, (N, H, W).
         stored: Precision of the numbers in its files, for a person to read.
         tolerance: How closely a file must agree with PyTorch: see :meth:`.Agreement.check`.

@@ -86,7 +86,7 @@ def export(
 
 def _check_free(path: Path, suffix: str) -> None:
     """Make sure that a file can be called so."""
-    if path.suffix != suffix:
+    if suffix and path.suffix != suffix:
         raise UserError(f'The file to write ends in {suffix}; found {path.name}.')
     if path.exists():
         raise UserError(f'{path} is there already. Remove it, or choose another name.')
