@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from ..utils.errors import UserError, printable
 from ..utils.files import make_folder, written_beside
@@ -47,7 +48,7 @@ def find_package(given: Path | None = None) -> Path:
     if given is not None:
         _check(given)
         return given
-    cached = cache_folder() / ARCHIVE
+    cached = user_cache_path('recnext') / ARCHIVE
     if not cached.is_file():
         make_folder(cached.parent)
         with written_beside(cached) as beside:
@@ -55,11 +56,6 @@ def find_package(given: Path | None = None) -> Path:
             _check(beside)
     _check(cached)
     return cached
-
-
-def cache_folder() -> Path:
-    """Where the package is kept for this user."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'recnext'
 
 
 def extract(package: Path, folder: Path) -> None:

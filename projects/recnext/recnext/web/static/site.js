@@ -61,7 +61,7 @@ function run(about) {
 
   find('.model').textContent = `${about.origin.config} · ${about.origin.checkpoint} · ${about.precision}`;
   find('.limits').textContent =
-    `or a video; scaled to ${width} × ${height} pixels for the network, and the labels back. Nothing leaves this machine`;
+    `scaled to ${width} × ${height} pixels for the network, and the labels back; nothing leaves this machine`;
   find('.drop strong').textContent = 'Drop an image or a video here';
   for (const input of element.querySelectorAll('.file')) input.accept = 'image/*,video/*';
   ready.then((where) => {

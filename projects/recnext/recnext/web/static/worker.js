@@ -47,6 +47,7 @@ async function open(about, { script, glue }, where, network, binary) {
   const folder = new URL(`${about.runtime.folder}/`, self.location);
   const ort = await import(new URL(script, folder));
   const threads = where === 'threads' ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  ort.env.logLevel = 'error'; // what is computed where is no concern of a visitor's
   Object.assign(ort.env.wasm, { wasmBinary: binary, wasmPaths: { mjs: new URL(glue, folder).href }, numThreads: threads });
   const provider = where === 'webgpu' ? 'webgpu' : 'wasm';
   const session = await ort.InferenceSession.create(network, { executionProviders: [provider] });
