@@ -1,4 +1,4 @@
-"""Export a checkpoint as a page that predicts in the browser: a folder of static files, checked before it is written."""
+"""Export a checkpoint as a page that predicts in the visitor's browser: a folder of static files."""
 
 from _cli import run_tool
 

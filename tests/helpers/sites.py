@@ -3,17 +3,21 @@
 import contextlib
 import functools
 import http.server
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-
-PROGRAMS = ('chromium', 'google-chrome')
 
 CAMERA = ('--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream')
 """Chromium's own moving picture, in the place of a camera."""
 
 SOFTWARE_GPU = ('--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader')
 """WebGPU computed by the processor: slow, but there everywhere."""
+
+
+def find_browser() -> str | None:
+    """The program, if there is one."""
+    return shutil.which('chromium') or shutil.which('google-chrome')
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

@@ -21,9 +21,7 @@ INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3j
 ARCHIVE = f'{PACKAGE}-{VERSION}.tgz'
 
 FLAVOURS: Mapping[str, Mapping[str, str]] = {
-    'wasm': dict(
-        script='ort.wasm.min.mjs', glue='ort-wasm-simd-threaded.mjs', binary='ort-wasm-simd-threaded.wasm'
-    ),
+    'wasm': dict(script='ort.wasm.min.mjs', glue='ort-wasm-simd-threaded.mjs', binary='ort-wasm-simd-threaded.wasm'),
     'webgpu': dict(
         script='ort.webgpu.min.mjs',
         glue='ort-wasm-simd-threaded.asyncify.mjs',

@@ -47,10 +47,10 @@ async function open(about, { script, glue }, where, network, binary) {
   const folder = new URL(`${about.runtime.folder}/`, self.location);
   const ort = await import(new URL(script, folder));
   const threads = where === 'threads' ? Math.min(4, navigator.hardwareConcurrency) : 1;
-  ort.env.logLevel = 'error'; // what is computed where is no concern of a visitor's
   Object.assign(ort.env.wasm, { wasmBinary: binary, wasmPaths: { mjs: new URL(glue, folder).href }, numThreads: threads });
   const provider = where === 'webgpu' ? 'webgpu' : 'wasm';
-  const session = await ort.InferenceSession.create(network, { executionProviders: [provider] });
+  // Warnings tell which operation is computed where, which is no concern of a visitor's.
+  const session = await ort.InferenceSession.create(network, { executionProviders: [provider], logSeverityLevel: 3 });
   const [height, width] = about.size;
   compute = async (pixels) => {
     const image = new ort.Tensor('float32', planes(pixels, height * width), [1, 3, height, width]);
