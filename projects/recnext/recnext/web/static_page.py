@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from ..engine.config import named_classes
 from ..export.backend import ExportOptions, SavedModel
 from ..export.capture import Wrapper
-from ..export.half_weights import halve_weights
-from ..export.onnx import OnnxBackend
+from ..export.onnx import OnnxBackend, OnnxModel
+from ..export.quantization import Calibration
 from ..export.sizes import ImageSizes
 from ..export.source import Source
 from ..utils.errors import UserError
@@ -51,7 +49,7 @@ class WebBackend:
     """A folder with a page, an ONNX file for images of one size, and onnxruntime-web.
 
     Args:
-        precision: Of the stored weights: ``'fp32'`` or ``'fp16'``. Both are computed with in 32 bits.
+        precision: As of :class:`OnnxBackend`.
         runtime: onnxruntime-web's npm package, if it was fetched otherwise.
     """
 
@@ -62,17 +60,21 @@ class WebBackend:
     single = False
 
     @property
+    def onnx(self) -> OnnxBackend:
+        """What makes and runs the model in the folder."""
+        return OnnxBackend(self.precision)
+
+    @property
     def stored(self) -> str:
-        return self.precision
+        return self.onnx.stored
 
     @property
     def tolerance(self) -> str:
-        return self.precision
+        return self.onnx.tolerance
 
     @property
-    def onnx(self) -> OnnxBackend:
-        """What makes and runs the model in the folder."""
-        return OnnxBackend()
+    def calibrated(self) -> bool:
+        return self.onnx.calibrated
 
     def check(self, options: ExportOptions) -> None:
         self.onnx.check(options)
@@ -83,8 +85,10 @@ class WebBackend:
     def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
         return self.onnx.choose_sizes(asked or [source.crop_size], source)
 
-    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> 'Site':
-        converted = self.onnx.convert(wrapper, sizes, source)
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
+    ) -> 'Site':
+        converted = self.onnx.convert(wrapper, sizes, source, calibration)
         return Site(converted, sizes.sizes[0], source, self.precision, self._find_runtime())
 
     def read(self, path: Path) -> SavedModel:
@@ -104,7 +108,7 @@ class WebBackend:
 class Site(NamedTuple):
     """The page with a network, in memory."""
 
-    model: torch.onnx.ONNXProgram
+    model: OnnxModel
     size: tuple[int, int]  # (H, W) of its images
     source: Source
     precision: str
@@ -115,8 +119,6 @@ class Site(NamedTuple):
         folder = Path(path)
         folder.mkdir()
         self.model.save(str(folder / MODEL))
-        if self.precision == 'fp16':
-            _halve(folder / MODEL)
         runtime.extract(self.package, folder / RUNTIME)
         for file in COPIED:
             shutil.copyfile(file, folder / file.name)
@@ -160,14 +162,6 @@ class Site(NamedTuple):
 
 def _describe_file(folder: Path, name: str) -> dict:
     return dict(file=name, bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
-
-
-def _halve(path: Path) -> None:
-    import onnx
-
-    model = onnx.load(str(path))
-    halve_weights(model)
-    onnx.save(model, str(path))
 
 
 def _fill(template: Path, place: Path, **values: str) -> None:
