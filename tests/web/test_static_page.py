@@ -25,7 +25,7 @@ from projects.recnext.recnext.web.static_page import WebBackend
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
 
-SECONDS = 120
+SECONDS = 300
 """That a machine at work on other things may take; nothing is waited for so long otherwise."""
 
 
@@ -159,10 +159,11 @@ def adapter_of(visitor: Visitor) -> bool:
     [
         ('', True, 'threads', 'fp32'),
         ('', False, '1 thread ', 'fp32'),
-        ('', True, 'threads', 'fp16'),
+        pytest.param('', True, 'threads', 'fp16', marks=pytest.mark.full),
+        pytest.param('', True, 'threads', 'int8', marks=pytest.mark.full),
         pytest.param('?run=webgpu', True, 'WebGPU', 'fp32', marks=pytest.mark.full),
     ],
-    ids=['threads', 'without isolation', 'fp16', 'WebGPU'],
+    ids=['threads', 'without isolation', 'fp16', 'int8', 'WebGPU'],
 )
 def test_labels_are_those_of_onnxruntime(site_of, visit, tmp_path, query, isolated, where, precision):
     site = site_of(precision)
@@ -338,6 +339,7 @@ def test_a_wrong_model_is_refused(site, visit, tmp_path, spoil, said):
 # Without a browser
 
 
+@pytest.mark.full
 def test_half_the_weights_are_half_the_size(site_of):
     whole, half = ((site_of(precision) / 'model.onnx').stat().st_size for precision in ('fp32', 'fp16'))
     assert half < 0.75 * whole  # much of so small a network is its graph

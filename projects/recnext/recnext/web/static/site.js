@@ -54,7 +54,7 @@ function run(about) {
   const scaled = document.createElement('canvas');
   Object.assign(scaled, { width, height });
   const pen = scaled.getContext('2d', { willReadFrequently: true });
-  pen.imageSmoothingQuality = 'high';
+  Object.assign(pen, { imageSmoothingQuality: 'high', fillStyle: 'white' });
 
   let turn = 0; // of what was asked for last: what is older ends
   let stop = () => {};
@@ -73,7 +73,7 @@ function run(about) {
   async function process(source, name, size, mine, more = {}) {
     const [fullWidth, fullHeight] = size;
     const began = performance.now();
-    pen.clearRect(0, 0, width, height);
+    pen.fillRect(0, 0, width, height); // what is transparent is white, as for `recnext predict`
     pen.drawImage(source, 0, 0, width, height);
     const { data } = pen.getImageData(0, 0, width, height);
     const picture = draw(source, fullWidth, fullHeight);
