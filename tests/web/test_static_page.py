@@ -210,6 +210,22 @@ def test_after_the_first_visit_it_works_without_its_server(site, visit):
     assert np.array_equal(np.array(visitor.mask()[1]), labels_of(site, image))
 
 
+def test_a_new_export_replaces_the_old_one(site, visit, tmp_path):
+    copy = shutil.copytree(site, tmp_path / 'copy')
+    old = json.loads((copy / 'model.json').read_text())
+    with served(copy) as address:
+        visitor = visit(address)
+        visitor.wait_until_ready()
+        for name in ('model.json', 'service_worker.js'):
+            text = (copy / name).read_text().replace(old['version'], '0' * 16)
+            (copy / name).write_text(text.replace(json.dumps(old['origin']['config']), '"another"'))
+        visitor.page.reload()  # still the old one, beside which the new one is fetched
+        visitor.page.wait_for_function("caches.keys().then((names) => names.length === 1 && names[0].endsWith('0000'))")
+        visitor.page.reload()
+        visitor.page.locator('.model').filter(has_text='another').wait_for()
+        assert 'threads' in visitor.wait_until_ready()
+
+
 def test_a_picture_of_another_size_is_scaled_and_so_are_its_labels(address, visit):
     visitor = visit(address, viewport=dict(width=390, height=844))
     visitor.wait_until_ready()
