@@ -113,6 +113,9 @@ def test_doctor_names_what_is_active_and_what_is_missing(monkeypatch):
     assert '  export --to coreml --compress palettize: pip install scikit-learn' in said
 
 
+INT8 = ('--to', 'onnx', '--precision', 'int8')
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
@@ -122,6 +125,11 @@ def test_doctor_names_what_is_active_and_what_is_missing(monkeypatch):
         (['download', 'recnext_m3_ade20k', '--all'], 'not allowed with argument'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--target', 'iOS16'], '--target is for --to coreml'),
         (['export', 'a', 'b', '--out', 'c'], '--to'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'coreml', '--precision', 'int8'], '--precision int8 is not for'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--calibrate', 'd'], '--calibrate is for --precision int8'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--keep-float', 'd'], '--keep-float is for'),
+        (['export', 'a', 'b', '--out', 'c', *INT8, '--max-drop', '-1'], 'expected a number of at least 0'),
+        (['export', 'a', 'b', '--out', 'c', *INT8, '--max-drop', '2', '--no-verify'], '--max-drop needs a segmentor'),
         (['train', 'a', '--cfg-options', 'no-equals-sign'], '--cfg-options takes key=value'),
     ],
 )

@@ -24,6 +24,7 @@ from .coreml_evaluator import CoreMLEvaluator
 from .coreml_graph import fix_scales, replace_powers
 from .coreml_network import NetworkEvaluator
 from .coreml_program import ProgramEvaluator
+from .quantization import Calibration
 from .sizes import STRIDE, ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
@@ -54,6 +55,7 @@ class CoreMLBackend:
     compress: str = 'none'
 
     single = True
+    calibrated = False
 
     @property
     def suffix(self) -> str:
@@ -101,7 +103,9 @@ class CoreMLBackend:
             )
         return ImageSizes(sizes)
 
-    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> 'MLModel':
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
+    ) -> 'MLModel':
         _quiet_coremltools()
         import coremltools as ct
 

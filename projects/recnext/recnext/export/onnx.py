@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,22 +18,58 @@ from ..utils.errors import UserError
 from ..utils.timing import time_calls
 from .backend import ExportOptions, SavedModel
 from .capture import ExportedSegmentor, Wrapper, capture
+from .onnx_rounding import halve_weights, quantize
+from .quantization import Calibration
 from .sizes import LEAST, STRIDE, ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 ROUNDS = 9
 
 
+STORED = dict(fp32='fp32', fp16='weights fp16, computed in fp32', int8='int8 (QDQ), weights a scale a channel')
+
+
+class OnnxModel(NamedTuple):
+    """A model in memory."""
+
+    proto: 'ModelProto'
+
+    def save(self, path: str) -> None:
+        import onnx
+
+        onnx.save(self.proto, path)
+
+
 @dataclass(frozen=True)
 class OnnxBackend:
-    """One ``.onnx`` file in single precision: batches of images of any size, or single images of one."""
+    """One ``.onnx`` file: batches of images of any size, or single images of one.
+
+    Args:
+        precision: ``'fp32'``; ``'fp16'``, of the weights alone; or ``'int8'``, calibrated.
+    """
+
+    precision: str = 'fp32'
 
     suffix = '.onnx'
     single = False
-    stored = tolerance = 'fp32'
+
+    @property
+    def stored(self) -> str:
+        return STORED[self.precision]
+
+    @property
+    def tolerance(self) -> str:
+        return self.precision
+
+    @property
+    def calibrated(self) -> bool:
+        return self.precision == 'int8'
 
     def check(self, options: ExportOptions) -> None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -49,7 +86,9 @@ class OnnxBackend:
         # The second shows whether something of the first stayed in a graph that should take any.
         return ImageSizes([size, (height - STRIDE, width + STRIDE)], free=True)
 
-    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> torch.onnx.ONNXProgram:
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
+    ) -> OnnxModel:
         program = capture(wrapper, sizes.sizes[0], any_size() if sizes.free else None)
         converted = torch.onnx.export(
             program, dynamo=True, input_names=['image'], output_names=list(wrapper.names), verbose=False
@@ -63,7 +102,12 @@ class OnnxBackend:
         if isinstance(wrapper, ExportedSegmentor):
             classes, palette = named_classes(source.cfg)
             said.update(classes=json.dumps(classes), palette=json.dumps(palette))
-        return converted
+        proto = converted.model_proto
+        if self.precision == 'fp16':
+            halve_weights(proto)
+        if calibration is not None:
+            proto = quantize(proto, calibration)
+        return OnnxModel(proto)
 
     def read(self, path: Path) -> SavedModel:
         import onnx

@@ -210,7 +210,7 @@ def build_page(demo: Demo) -> 'gradio.Blocks':
         viewer = gradio.HTML(
             html_template=(SOURCE / 'page.html').read_text(encoding='utf-8'),
             css_template=(SOURCE / 'page.css').read_text(encoding='utf-8'),
-            js_on_load=(SOURCE / 'page.js').read_text(encoding='utf-8'),
+            js_on_load='\n'.join((SOURCE / name).read_text(encoding='utf-8') for name in ('viewer.js', 'demo.js')),
             apply_default_css=False,
             max_upload=demo.max_upload,
             model=f'{made_with["config"]} · {made_with["checkpoint"]} · {demo.device}',
