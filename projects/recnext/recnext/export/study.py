@@ -1,6 +1,5 @@
 """Fewer bits, measured: one checkpoint in every format and precision, and which of its parts bear eight bits."""
 
-import copy
 import json
 import tempfile
 from collections import Counter
@@ -29,8 +28,8 @@ TARGETS: dict[str, Backend] = {
     'onnx fp16': OnnxBackend('fp16'),
     'onnx int8': OnnxBackend('int8'),
     'coreml fp16': CoreMLBackend(),
-    'coreml palettize': CoreMLBackend(compress='palettize'),
     'coreml linear8': CoreMLBackend(compress='linear8'),
+    'coreml int8': CoreMLBackend(precision='int8'),
 }
 """What is measured; the last three are executed here without Core ML, and have no time."""
 
@@ -71,6 +70,8 @@ def study(
         parts: Also measure 8 bits in all parts but one, and in one alone.
         cfg_options: Merged into the config.
     """
+    import onnx
+
     source = load_source(config, checkpoint, options.fuse, cfg_options)
     size = tuple(options.size[0]) if options.size else source.crop_size
     sizes = ImageSizes([size])
@@ -89,15 +90,13 @@ def study(
             yield _row(one)
             if isinstance(backend, OnnxBackend):
                 timed[name] = one
-            if name == 'onnx fp32':
-                plain = model
-        if parts:
-            for name, kept in _variants(source):
-                model = OnnxModel(quantize(copy.deepcopy(plain.proto), replace(calibration, keep_float=kept)))
-                path = Path(folder, 'part.onnx')
-                model.save(str(path))
-                yield _row(_measure(name, path, open_session(path), source, sizes, images))
         yield from _times(timed, next(iter(calibration)))
+        plain = onnx.load(timed['onnx fp32'].path)
+        for name, kept in _variants(source) if parts else ():
+            model = OnnxModel(quantize(plain, replace(calibration, keep_float=kept)))
+            path = Path(folder, 'part.onnx')
+            model.save(str(path))
+            yield _row(_measure(name, path, open_session(path), source, sizes, images))
 
 
 def _variants(source: Source) -> Iterator[tuple[str, Sequence[str]]]:
