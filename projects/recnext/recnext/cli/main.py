@@ -28,6 +28,7 @@ COMMANDS = (
     'web',
     'benchmark',
     'benchmark-training',
+    'benchmark-export',
     'benchmark-gpu',
     'make-samples',
     'configs',

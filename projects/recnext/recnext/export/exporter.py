@@ -62,7 +62,7 @@ def export(
             agreement = verify(saved.predict, source.original, options.part, sizes.sizes, images)
             agreement.check(backend.tolerance, options.max_drop)
             verified = str(agreement)
-        size = _size_of(beside)
+        size = size_of(beside)
     kinds = ', '.join(f'{number} {kind}' for kind, number in saved.operations.most_common())
     rows = dict(
         file=out,
@@ -100,7 +100,7 @@ def _check_free(path: Path, suffix: str) -> None:
         raise UserError(f'{path} is there already. Remove it, or choose another name.')
 
 
-def _size_of(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Of a file, or of all the files of a package, in bytes."""
     files = [file for file in path.rglob('*') if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

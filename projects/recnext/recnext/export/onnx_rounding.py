@@ -72,8 +72,9 @@ def quantize(model: 'ModelProto', calibration: Calibration) -> 'ModelProto':
             op_types_to_quantize=list(OPERATIONS),
             nodes_to_exclude=kept,
             per_channel=True,
+            # Processors without VNNI add products of uint8 with int8 in 16 bits, which overflow; of uint8 they do not.
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,
             extra_options=dict(WeightSymmetric=True),
         )
         quantized = onnx.load(after)
