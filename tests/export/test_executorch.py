@@ -32,9 +32,7 @@ class Exported(NamedTuple):
 def exported(request, tiny_of, tmp_path_factory) -> Exported:
     """With both outputs; norms folded alone, which is quicker to lower."""
     path, source = tmp_path_factory.mktemp('executorch') / 'tiny.pte', tiny_of(request.param)
-    table = export_to(
-        path, ExecutorchBackend(), source, size=[SIZE], output='both', fuse='norms', benchmark=True
-    )
+    table = export_to(path, ExecutorchBackend(), source, size=[SIZE], output='both', fuse='norms', benchmark=True)
     return Exported(path, table, source)
 
 
