@@ -124,6 +124,8 @@ INT8 = ('--to', 'onnx', '--precision', 'int8')
         (['download'], 'one of the arguments NAME --all is required'),
         (['download', 'recnext_m3_ade20k', '--all'], 'not allowed with argument'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--target', 'iOS16'], '--target is for --to coreml'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--compress', 'none'], '--compress is for'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--precision', 'fp16'], '--precision fp16 is not'),
         (['export', 'a', 'b', '--out', 'c'], '--to'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'coreml', '--precision', 'int8'], '--precision int8 is not for'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--calibrate', 'd'], '--calibrate is for --precision int8'),
@@ -142,7 +144,7 @@ def test_wrong_use_exits_with_2(arguments, words, capsys):
 
 def test_formats_are_those_there_are():
     parser = build_parser()
-    assert set(FORMATS) == {'coreml', 'onnx'} and parser.parse_args(
+    assert set(FORMATS) == {'coreml', 'executorch', 'onnx'} and parser.parse_args(
         ['export', 'a', '--to', 'coreml', '--out', 'b', '--precision', 'fp32']
     ).precision == 'fp32'  # fmt: skip
 

@@ -25,6 +25,7 @@ STACK = (
 """Packages by the names under which they are distributed."""
 
 FEATURES = {
+    'export --to executorch': ('executorch',),
     'export --to onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'export --to coreml --compress palettize': ('sklearn',),
     'web': ('gradio',),
