@@ -3,11 +3,9 @@
 import importlib.util
 import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -63,69 +61,85 @@ class ConvertedNetwork:
     :data:`MOST_SIZES`; the sizes after those run in PyTorch.
 
     What is converted is compared with PyTorch on the images that are at hand, and then kept on disk: see
-    :mod:`.cache`. Several threads may call it, and wait for each other.
+    :mod:`.cache`. The first images of every shape are compared again, as a graph may hold a number of those that it
+    was captured with. Several threads may call it, and wait for each other.
 
     Args:
         module: In eval mode, on the CPU, in the form that is to be converted.
         name: Of the engine, one of :data:`ENGINES`.
         precision: Of weights and activations.
-        folder: Of the cache.
+        folder: Of the cache; by default :data:`.paths.ENGINES`.
 
     Raises:
         UserError: see :func:`check_engine`; when it is called, that the engine fails to convert the network, or that
             the result is not what PyTorch computes.
     """
 
-    def __init__(self, module: nn.Module, name: str, precision: str, folder: Path = FOLDER) -> None:
+    def __init__(self, module: nn.Module, name: str, precision: str, folder: Path | None = None) -> None:
         check_engine(name, precision)
-        self.module, self.name, self.precision, self.folder = module, name, precision, folder
+        self.module, self.name, self.precision, self.folder = module, name, precision, folder or FOLDER
         self.engine = ENGINES[name]
         packages = version_of(*self.engine.packages)
         self.made_of = identify(module, engine=name, precision=precision, packages=packages)
         self._graphs: dict[Shape, Network] = {}
+        self._chosen: dict[Shape, Network] = {}
+        self._takes_any = True
         self._lock = threading.Lock()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        shape = tuple(images.shape)
         with self._lock:
-            return self._find(images)(images)
+            if shape not in self._chosen:
+                self._chosen[shape] = self._choose(images)
+            return self._chosen[shape](images)
 
-    def _find(self, images: Tensor) -> Network:
-        shapes = _shapes_for(images)
-        for shape in shapes:
-            if shape in self._graphs:
-                return self._graphs[shape]
-        of_one_size = len(self._graphs) - (ANY in self._graphs)
-        if of_one_size >= MOST_SIZES:
-            if of_one_size == MOST_SIZES:
-                print_log(f'{self.name} has graphs for {MOST_SIZES} sizes; others run in PyTorch.', logger='current')
-            self._graphs[shapes[-1]] = self.module
-            return self.module
-        shape, network = self._read_or_make(shapes, images)
-        self._graphs[shape] = network
-        return network
+    def _choose(self, images: Tensor) -> Network:
+        """What runs images of this shape: a graph that gives PyTorch's logits for them."""
+        for kind in self._kinds(images):
+            if kind != ANY and len(self._graphs) - (ANY in self._graphs) >= MOST_SIZES:
+                if self.module not in self._chosen.values():
+                    print_log(
+                        f'{self.name} has graphs for {MOST_SIZES} sizes; others run in PyTorch.', logger='current'
+                    )
+                return self.module
+            try:
+                self._graphs[kind] = self._get(kind, images)
+                return self._graphs[kind]
+            except Exception as error:  # whatever torch.export or an engine raises
+                if kind == ANY:
+                    self._takes_any = False
+                    print_log(f'No graph for all sizes of images: {first_line(error)}', logger='current')
+                elif isinstance(error, UserError):
+                    raise
+                else:
+                    raise UserError(
+                        f'The engine {self.name} cannot convert this network: {type(error).__name__}: '
+                        f'{first_line(error)}\n  --engine torch runs it as it is.'
+                    ) from error
+        raise AssertionError('the last kind returns or raises')
 
-    def _read_or_make(self, shapes: Sequence[Shape], images: Tensor) -> tuple[Shape, Network]:
-        """A graph for one of the shapes, the first that can be had, and for which it is."""
-        entries = {shape: self._entry(shape) for shape in shapes}
-        with entries[shapes[0]].alone():
-            for shape, entry in entries.items():
-                if entry.is_whole():
-                    return shape, self.engine.open(entry.folder, self.precision)
-            for shape, entry in entries.items():
+    def _kinds(self, images: Tensor) -> list[Shape]:
+        """The graphs that could take these images: what is there before what would have to be made."""
+        fits_any = self._takes_any and all(side % STRIDE == 0 and side >= LEAST for side in images.shape[2:])
+        kinds = [*([ANY] if fits_any else []), tuple(images.shape)]
+        return sorted(kinds, key=lambda kind: kind not in self._graphs and not self._entry(kind).is_whole())
+
+    def _get(self, kind: Shape, images: Tensor) -> Network:
+        """A graph, from memory or from disk or made, that was compared with PyTorch on these images."""
+        if kind in self._graphs:
+            self._verify(self._graphs[kind], images)
+            return self._graphs[kind]
+        entry = self._entry(kind)
+        with entry.alone():
+            if entry.is_whole():
                 try:
-                    return shape, self._make(shape, entry, images)
-                except Exception as error:  # whatever torch.export or an engine raises
-                    if shape == ANY:
-                        print_log(f'No graph for all sizes of images: {first_line(error)}', logger='current')
-                    elif isinstance(error, UserError):
-                        raise
-                    else:
-                        raise UserError(
-                            f'The engine {self.name} cannot convert this network: {type(error).__name__}: '
-                            f'{first_line(error)}\n  --engine torch runs it as it is.'
-                        ) from error
-        raise AssertionError('the last shape returns or raises')
+                    network = self.engine.open(entry.folder, self.precision)
+                    self._verify(network, images)
+                    return network
+                except Exception as error:  # as above
+                    print_log(f'What was kept for {self.name} is of no use: {first_line(error)}', logger='current')
+            return self._make(kind, entry, images)
 
     def _entry(self, shape: Shape) -> Entry:
         made_of = dict(self.made_of, images=str(shape))
@@ -139,10 +153,6 @@ class ConvertedNetwork:
             self.engine.convert(capture(self.module, size, any_size() if shape == ANY else None, len(images)), folder)
             network = self.engine.open(folder, self.precision)
             self._verify(network, images)
-            if shape == ANY:
-                # A number of the first images may stay in a graph that should take any.
-                other = tuple(side + STRIDE for side in size)
-                self._verify(network, F.interpolate(images[:1], other, mode='bilinear'))
             entry.keep(folder)
         return network
 
@@ -162,10 +172,3 @@ class ConvertedNetwork:
                 f'{images.shape[2]} × {images.shape[3]}; expected at most {LARGEST_ERROR[self.precision]:g} in '
                 f'{self.precision}. Nothing was kept. Use --engine torch.'
             )
-
-
-def _shapes_for(images: Tensor) -> tuple[Shape, ...]:
-    """The kinds of graphs that take these images, the one that takes most of all first."""
-    sides = images.shape[2:]
-    fits_any = all(side % STRIDE == 0 and side >= LEAST for side in sides)
-    return (*((ANY,) if fits_any else ()), tuple(images.shape))
