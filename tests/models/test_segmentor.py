@@ -569,6 +569,19 @@ def test_deploy_hook_refuses_other_words(option):
 # --- Compilation: its capture of the graph; that of inductor takes minutes ---
 
 
+def test_compiled_network_predicts_the_same(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager'))
+    model = pair(recnext_cfg())[1]
+    runner = SimpleNamespace(model=model, logger=logging.getLogger('test_fast_segmentor'))
+    HOOKS.build(dict(type='DeployHook')).before_test(runner)
+    eager = predict(model, smooth_images(1), [sample_of()])[0]
+    HOOKS.build(dict(type='DeployHook', engine='compile')).before_test(runner)
+    assert 'network' in vars(model)
+    compiled = predict(model, smooth_images(1), [sample_of()])[0]
+    assert deviation(compiled.seg_logits.data, eager.seg_logits.data) < 1e-5
+    assert (compiled.pred_sem_seg.data == eager.pred_sem_seg.data).float().mean() > 0.999
+
+
 def test_compiled_training_has_the_same_loss_gradients_and_keys():
     eager = pair(recnext_cfg())[1].double().train()
     eager.decode_head.dropout = None

@@ -194,7 +194,7 @@ def _compete(
     segmentor = build_contender(cfg, weights, way, device)
     segmentor(_batch_inputs(segmentor, sample))
     started = perf_counter()
-    whole = way is not None and way.converted
+    whole = way is not None and way.whole
     facts = dict(
         start_seconds=started - began,
         # An engine has memory of its own, and counts no operations.

@@ -26,8 +26,9 @@ class Deployment:
         fuse: What to fold: ``'none'``, ``'norms'`` or ``'all'``; see :meth:`DeployableModel.switch_to_deploy`.
         precision: Of weights and activations, one of :data:`DTYPES`.
         channels_last: Keep weights and activations in channels-last order; OpenVINO and ONNX Runtime choose theirs.
-        engine: One of :data:`ENGINES`. Another than ``'torch'`` converts the network when the first images come,
-            which takes a minute or more, and finds it in a cache the next time: see :class:`.ConvertedNetwork`.
+        engine: One of :data:`ENGINES`. ``'compile'`` is torch.compile, which takes a minute or more when the first
+            images come. Those that are not PyTorch convert the network then, and find it in a cache the next time: see
+            :class:`.ConvertedNetwork`.
 
     Raises:
         UserError: another word, an engine that does not compute in this precision, or one that is not installed.
@@ -43,19 +44,24 @@ class Deployment:
             word = getattr(self, name)
             if word not in known:
                 raise UserError(f'{name} is {word!r}; expected one of {", ".join(known)}.')
-        if self.engine != 'torch':
+        if not self.in_torch:
             from ..runtimes.network import check_engine
 
             check_engine(self.engine, self.precision)
 
     @property
-    def converted(self) -> bool:
+    def whole(self) -> bool:
         """Whether the network is one piece, whose parts cannot be told apart."""
         return self.engine != 'torch'
 
+    @property
+    def in_torch(self) -> bool:
+        """Whether PyTorch runs it, compiled or not."""
+        return self.engine in ('torch', 'compile')
+
     def __str__(self) -> str:
-        layout = 'channels last' if self.channels_last else 'contiguous'
-        return f'{self.precision}, folded: {self.fuse}, {self.engine if self.converted else layout}'
+        layout = ['channels last' if self.channels_last else 'contiguous'] if self.in_torch else []
+        return ', '.join([self.precision, f'folded: {self.fuse}', *layout, *([self.engine] if self.whole else [])])
 
 
 DEFAULT = Deployment()
@@ -70,18 +76,18 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
     vars(model).pop('network', None)
     model.eval()
     model.switch_to_deploy(deployment.fuse)
-    device, in_torch = next(model.parameters()).device, deployment.engine in ('torch', 'compile')
-    if device.type != 'cpu' and not in_torch:
+    device = next(model.parameters()).device
+    if device.type != 'cpu' and not deployment.in_torch:
         raise UserError(
             f'The engine {deployment.engine} runs on the processor, and the network is on {device}.\n'
             '  Use --device cpu, or --engine torch.'
         )
-    if in_torch:
+    if deployment.in_torch:
         pair_downsampling(model)
         model.set_format(DTYPES[deployment.precision], deployment.channels_last)
-    if deployment.engine == 'compile' and device.type != 'cpu':
+    if deployment.engine == 'compile':
         model.network = torch.compile(model.network)
-    elif deployment.converted:
+    elif not deployment.in_torch:
         from ..runtimes.network import ConvertedNetwork
 
         model.network = ConvertedNetwork(Logits(model), deployment.engine, deployment.precision)

@@ -72,7 +72,7 @@ def _digest_settings(module: nn.Module) -> str:
 def _digest_code(module: nn.Module) -> str:
     """Of the files in which the classes of all modules and their parents are defined, and of this room."""
     classes = {parent for part in module.modules() for parent in type(part).__mro__ if parent is not object}
-    files = {Path(__file__).parent / name for name in ('capture.py', 'onnx.py', 'compile.py', 'openvino.py')}
+    files = {Path(__file__).parent / name for name in ('capture.py', 'onnx.py', 'openvino.py')}
     for kind in classes:
         try:
             files.add(Path(inspect.getfile(kind)))

@@ -13,16 +13,15 @@ from ..utils.errors import UserError, first_line
 from ..utils.paths import ENGINES as FOLDER
 from .cache import Entry
 from .capture import LEAST, STRIDE, any_size, capture
-from .compile import CompileEngine
 from .engine import Engine, Network
 from .identity import digest, identify, version_of
 from .onnx import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine
 
-ENGINES: dict[str, Engine] = dict(compile=CompileEngine(), openvino=OpenVinoEngine(), onnxruntime=OnnxRuntimeEngine())
-"""By the words that the tools use."""
+ENGINES: dict[str, Engine] = dict(openvino=OpenVinoEngine(), onnxruntime=OnnxRuntimeEngine())
+"""By the words that the tools use. PyTorch itself and its compiler need no conversion."""
 
-LARGEST_ERROR = dict(fp32=1e-4, bf16=0.1, fp16=0.05)
+LARGEST_ERROR = dict(fp32=1e-4, bf16=0.1)
 """Of a logit against PyTorch's, relative to the largest one. A converted network that is further off is refused."""
 
 MOST_SIZES = 8
