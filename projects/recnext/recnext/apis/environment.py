@@ -8,7 +8,7 @@ from importlib import metadata, util
 
 from ..compat import ACTIVE, REPAIRS
 from ..utils.device import describe_device, find_device
-from ..utils.paths import CHECKPOINTS, CONFIGS, IN_CLONE, PACKAGE, list_configs
+from ..utils.paths import CHECKPOINTS, CONFIGS, ENGINES, IN_CLONE, PACKAGE, list_configs
 
 STACK = (
     ('torch',),
@@ -29,6 +29,8 @@ FEATURES = {
     'export --to onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'export --to coreml --compress palettize': ('sklearn',),
     'web': ('gradio',),
+    '--engine openvino': ('openvino', 'onnx', 'onnxscript'),
+    '--engine onnxruntime': ('onnxruntime', 'onnx', 'onnxscript'),
     'train --tensorboard': ('tensorboard',),
 }
 """What takes modules that are not always there."""
@@ -57,6 +59,7 @@ def describe_environment() -> Iterator[str]:
     yield 'Places'
     yield f'  package: {PACKAGE} ({"a clone" if IN_CLONE else "installed"})'
     yield f'  configs: {CONFIGS} ({len(list_configs())})'
+    yield f'  converted networks: {ENGINES} ({len(list(ENGINES.glob("*/")))})'
     yield f'  checkpoints: {CHECKPOINTS} ({len(list(CHECKPOINTS.glob("*.pth")))})'
 
 

@@ -128,7 +128,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help='memory order of weights and activations (default: on)',
     )
-    parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        '--engine',
+        choices=('torch', 'compile', 'openvino', 'onnxruntime'),
+        default='torch',
+        help='what the network runs in; others than torch are slow to start for the first time (default: torch)',
+    )
+    engine.add_argument(
+        '--compile', dest='engine', action='store_const', const='compile', help='the same as --engine compile'
+    )
     add_device(parser)
 
 
@@ -139,7 +148,7 @@ def with_deployment(args: argparse.Namespace) -> dict:
 
     keep_freed_memory()
     rest = vars(args)
-    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'compile')}
+    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'engine')}
     return dict(rest, deployment=Deployment(**form))
 
 
@@ -156,5 +165,4 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks have."""
     parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
-    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
     add_device(parser)

@@ -16,9 +16,10 @@ from PIL import Image
 from torch.export import Dim, ExportedProgram
 
 from ..engine.config import named_classes
+from ..runtimes.capture import STRIDE, capture
 from ..utils.errors import UserError
 from .backend import ExportOptions, SavedModel
-from .capture import ExportedBackbone, ExportedSegmentor, Wrapper, capture
+from .capture import ExportedBackbone, ExportedSegmentor, Wrapper
 from .coreml_benchmark import benchmark_coreml
 from .coreml_evaluator import CoreMLEvaluator
 from .coreml_graph import fix_scales, replace_powers
@@ -26,7 +27,7 @@ from .coreml_network import NetworkEvaluator
 from .coreml_program import ProgramEvaluator
 from .coreml_rounding import compress_weights, quantize
 from .quantization import Calibration
-from .sizes import STRIDE, ImageSizes, check_sizes
+from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
 

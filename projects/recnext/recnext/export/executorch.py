@@ -15,10 +15,11 @@ import torch
 from torch.export import ExportedProgram
 
 from ..engine.config import named_classes
+from ..runtimes.capture import capture
 from ..utils.errors import UserError
 from ..utils.timing import time_calls
 from .backend import ExportOptions, SavedModel
-from .capture import ExportedSegmentor, Wrapper, capture
+from .capture import ExportedSegmentor, Wrapper
 from .quantization import Calibration
 from .sizes import ImageSizes, check_sizes
 from .source import Source

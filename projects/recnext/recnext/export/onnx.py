@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch.export import Dim
 
 from ..engine.config import named_classes
+from ..runtimes.capture import STRIDE, any_size, capture
+from ..runtimes.onnx import open_session, to_onnx
 from ..utils.errors import UserError
 from ..utils.timing import time_calls
 from .backend import ExportOptions, SavedModel
-from .capture import ExportedSegmentor, Wrapper, capture
+from .capture import ExportedSegmentor, Wrapper
 from .onnx_rounding import halve_weights, quantize
 from .quantization import Calibration
-from .sizes import LEAST, STRIDE, ImageSizes, check_sizes
+from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
 
@@ -90,14 +91,8 @@ class OnnxBackend:
         self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
     ) -> OnnxModel:
         program = capture(wrapper, sizes.sizes[0], any_size() if sizes.free else None)
-        converted = torch.onnx.export(
-            program, dynamo=True, input_names=['image'], output_names=list(wrapper.names), verbose=False
-        )
-        # Each says by lines of which files it was made, and so where these are on this machine.
-        for node in converted.model.graph.all_nodes():
-            node.metadata_props.pop('pkg.torch.onnx.stack_trace', None)
+        converted = to_onnx(program, wrapper.names)
         said = converted.model.metadata_props
-        said.clear()
         said.update(source.origin())
         if isinstance(wrapper, ExportedSegmentor):
             classes, palette = named_classes(source.cfg)
@@ -122,23 +117,6 @@ class OnnxBackend:
 
     def next_step(self, path: Path) -> str:
         return f"onnxruntime.InferenceSession('{path}').run(None, {{'image': pixels}})"
-
-
-def any_size() -> dict[int, Dim]:
-    """Dimensions of a batch of images (N, 3, H, W) that may change."""
-    sides = {dim: STRIDE * Dim(f'blocks_{dim}', min=LEAST // STRIDE, max=1024) for dim in (2, 3)}
-    return {0: Dim('batch', min=1, max=4096), **sides}
-
-
-def open_session(path: Path) -> Model:
-    """A saved model in onnxruntime on the processor, with as many threads as PyTorch has."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    names = [output.name for output in session.get_outputs()]
-    return lambda image: dict(zip(names, session.run(names, dict(image=image))))
 
 
 def compare_latency(predict: Model, wrapper: Wrapper, size: tuple[int, int]) -> str:

@@ -116,7 +116,7 @@ class Demo:
         self.thumbnails = [_thumbnail(read_image(path)) for path in self.images]
         self.device = next(predictor.segmentor.parameters()).device
         self.stopwatch = Stopwatch(self.device)
-        watch(predictor.segmentor, self.stopwatch, predictor.made_with['compile'])
+        watch(predictor.segmentor, self.stopwatch, predictor.made_with['engine'] != 'torch')
 
     def answer(self, question: object) -> dict:
         """Predict what the page, or whoever claims to be it, asks for.
@@ -172,7 +172,7 @@ class Demo:
         read, prepare, predict = np.diff(moments)
         spans = self.stopwatch.read()
         normalise = spans['step'] - spans['predict']
-        network = sum(spans.get(part, 0) for part in (*NETWORK, 'compiled'))
+        network = sum(spans.get(part, 0) for part in (*NETWORK, 'engine'))
         seconds = dict(read=read, prepare=prepare + normalise, network=network, labels=predict - normalise - network)
         mask = io.BytesIO()
         prediction.label_image().save(mask, 'PNG')
