@@ -244,10 +244,11 @@ def test_batch_and_learning_rate_are_said(batch, processes, scale, words):
     assert words in describe_batch(cfg, processes)
 
 
-def test_tensorboard_must_be_installed(scenes, tmp_path, monkeypatch):
+@pytest.mark.parametrize('tracker', [dict(tensorboard=True), dict(wandb=''), dict(mlflow='http://localhost')])
+def test_a_tracker_must_be_installed(scenes, tmp_path, monkeypatch, tracker):
     monkeypatch.setattr(train_api.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match='pip install tensorboard'):
-        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), tensorboard=True)
+    with pytest.raises(UserError, match=f'pip install {next(iter(tracker))}'):
+        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), **tracker)
     assert not (tmp_path / 'work').exists()
 
 
