@@ -85,7 +85,8 @@ def carry_out(args: argparse.Namespace) -> None:
     """Run a command.
 
     Exits with 0; with 1 and the message of a user's mistake; with 2 where arguments do not go together; with 75 where
-    work was interrupted that goes on when it is started again; with 130 after Ctrl-C; with 141, as a shell has it, when what reads its output has ended. Other errors keep their traceback.
+    work was interrupted that goes on when it is started again; with 130 after Ctrl-C; with 141, as a shell has it, when
+    what reads its output has ended. Other errors keep their traceback.
     """
     settings = vars(args)
     run, parser = settings.pop('run'), settings.pop('parser')

@@ -1,9 +1,10 @@
 """Training that can be stopped anywhere and resumed as if it had not been.
 
 What iteration t computes depends on the seed, on t and on the weights, and on nothing else: not on the number of
-workers, not on what was drawn before. Nor does the order of the samples depend on the number of processes. So a resumed run needs no history. The sampler starts where the checkpoint ends
+workers, not on what was drawn before. So a resumed run needs no history. The sampler starts where the checkpoint ends
 (mmengine reads all the batches once more and throws them away), each sample is augmented with random numbers of its
-own, and so is each iteration's dropout.
+own, and so is each iteration's dropout. The order of the samples is one for all processes together, so that training
+can go on with another number of them.
 """
 
 import random

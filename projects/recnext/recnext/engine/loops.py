@@ -9,7 +9,6 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from ..datasets.seeded import ResumableSampler, seed_generators
 from ..utils.errors import UserError
 
-
 SAMPLES = 'samples_drawn'
 """What a checkpoint calls the number of samples that all processes have trained on, in its message hub."""
 
@@ -39,14 +38,18 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     def _samples_an_iteration(self) -> int:
         return self.dataloader.batch_size * self.runner.world_size
 
+    @property
+    def _samples_drawn(self) -> int:
+        # A checkpoint that does not say was written by as many processes, or nobody can know.
+        return self.runner.message_hub.get_info(SAMPLES, self._iter * self._samples_an_iteration)
+
     def run(self) -> torch.nn.Module:
         """Train to the end, as :meth:`IterBasedTrainLoop.run` does, but starting the data where they are needed."""
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         if self._iter:
-            # Checkpoints that were written before this was noted were made by as many processes.
-            self.dataloader.sampler.start = runner.message_hub.get_info(SAMPLES, self._iter * self._samples_an_iteration)
+            self.dataloader.sampler.start = self._samples_drawn
             self.dataloader_iterator = _InfiniteDataloaderIterator(self.dataloader)
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
@@ -62,7 +65,5 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     def run_iter(self, data_batch: dict) -> None:
         """Train on one batch; what is random about it depends on the iteration alone."""
         seed_generators(self.runner.seed, self._iter, get_rank())
-        hub = self.runner.message_hub
-        drawn = hub.get_info(SAMPLES, self._iter * self._samples_an_iteration)
-        hub.update_info(SAMPLES, drawn + self._samples_an_iteration)
+        self.runner.message_hub.update_info(SAMPLES, self._samples_drawn + self._samples_an_iteration)
         super().run_iter(data_batch)

@@ -54,8 +54,8 @@ class StopAtSignalHook(Hook):
         if not by_epoch:
             self._write_checkpoint(runner)
         newest = find_newest_checkpoint(runner.work_dir)
-        begins = f'goes on from {newest}' if newest else 'begins anew: there is no checkpoint yet'
-        self.stopped = f'Stopped by a signal after iteration {runner.iter + 1}. Started again with --resume, it {begins}.'
+        then = f'goes on from {newest}' if newest else 'begins anew, for want of a checkpoint'
+        self.stopped = f'Stopped by a signal after iteration {runner.iter + 1}. Started with --resume, training {then}.'
         runner.logger.warning(self.stopped)
         if by_epoch:
             raise StoppedInEpoch
