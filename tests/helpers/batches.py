@@ -67,6 +67,12 @@ def processes(folder: Path, machine: int | None = None, rank: int | None = None)
     return [int(pid) for of, number, pid in names if machine in (None, int(of)) and rank in (None, int(number))]
 
 
+def machine_of(folder: Path, process: int) -> int:
+    """Where a process runs."""
+    (path,) = folder.glob(f'*-*-{process}')
+    return int(path.name.split('-')[0])
+
+
 def iterations(folder: Path) -> dict[int, list[tuple[int, list[str]]]]:
     """All that was noted of each iteration: with how many processes, and the samples of one of them."""
     noted = defaultdict(list)

@@ -29,6 +29,9 @@ FEATURES = {
     'export --to coreml --compress palettize': ('sklearn',),
     'web': ('gradio',),
     'train --tensorboard': ('tensorboard',),
+    'train --wandb': ('wandb',),
+    'train --mlflow': ('mlflow',),
+    'train --store': ('fsspec',),
 }
 """What takes modules that are not always there."""
 

@@ -16,7 +16,7 @@ from ..utils.device import find_device
 from ..utils.errors import StartAgain, UserError
 from ..utils.files import make_folder, remove_partial_files
 from ..utils.signals import noted_stop_signals
-from ..weights.store import Store, fetch_newer_checkpoint
+from ..weights.store import Store, share_newest_checkpoint
 
 
 def train(
@@ -95,7 +95,7 @@ def train(
     if store:
         add_hook(cfg, 'StoreHook', url=store)
         if resume == 'auto' or (resume is None and cfg.get('resume')):
-            fetch_newer_checkpoint(Store(store), cfg.work_dir)
+            share_newest_checkpoint(Store(store), cfg.work_dir)
     start = choose_weights(cfg, resume, skeleton)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)

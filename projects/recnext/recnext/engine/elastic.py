@@ -67,3 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RendezvousError as error:
         print(f'The other machines are out of reach ({error}). Start again.', file=sys.stderr)
         sys.exit(START_AGAIN)
+
+
+if __name__ == '__main__':
+    main()

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ..utils.errors import PassingError, UserError, first_line
 from ..utils.files import PARTIAL, make_folder, written_beside
-from .checkpoint import NUMBERED, numbered_checkpoints
+from .checkpoint import NUMBERED, CheckpointError, read_newest_checkpoint
 
 OBJECT_STORES = {'s3', 's3a', 'gs', 'gcs', 'abfs', 'abfss', 'az', 'adl', 'oss', 'oci', 'hf'}
 """Protocols that show a file when it is whole, by themselves."""
@@ -127,20 +127,31 @@ class Store:
         raise failed
 
 
-def fetch_newer_checkpoint(store: Store, folder: str) -> None:
-    """Fetch the newest checkpoint of a store, if that of a work dir is older, or none.
+def share_newest_checkpoint(store: Store, folder: str) -> None:
+    """Give a work dir and a store the same newest checkpoint: that of the one goes to the other.
 
-    Of several processes of one machine one does it, and the others wait.
+    So processes on machines without a common work dir go on from the same. Of several processes of one machine one
+    does it, and the others wait.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: it cannot be copied.
     """
     from filelock import FileLock
 
     make_folder(folder)
     with FileLock(Path(folder, '.store.lock')):
         there = {int(match[1]): name for name in store.list_names() if (match := NUMBERED.fullmatch(name))}
-        here = [int(NUMBERED.fullmatch(path.name)[1]) for path in numbered_checkpoints(folder)]
-        newest = max(there, default=-1)
-        if newest > max(here, default=-1):
+        newest, here = max(there, default=-1), _newest_whole(folder)
+        number = -1 if here is None else int(NUMBERED.fullmatch(here.name)[1])
+        if newest > number:
             store.get(there[newest], Path(folder, there[newest]))
+        elif here is not None and number > newest:
+            store.put(here, here.name)
+
+
+def _newest_whole(folder: str) -> Path | None:
+    try:
+        newest = read_newest_checkpoint(folder)
+    except CheckpointError:  # the store may have one
+        return None
+    return newest and newest.path
