@@ -32,6 +32,9 @@ FEATURES = {
     '--engine openvino': ('openvino', 'onnx', 'onnxscript'),
     '--engine onnxruntime': ('onnxruntime', 'onnx', 'onnxscript'),
     'train --tensorboard': ('tensorboard',),
+    'train --wandb': ('wandb',),
+    'train --mlflow': ('mlflow',),
+    'train --store': ('fsspec',),
 }
 """What takes modules that are not always there."""
 
