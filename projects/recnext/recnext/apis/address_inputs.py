@@ -118,7 +118,13 @@ def _list_addresses(arguments: list[str], scheme: str) -> Inputs:
     return Inputs(Path(root), {os.path.relpath(folder, root): names for folder, names in folders.items()})
 
 
-def read_contents(address: str, item: Input, is_finished: Callable[[str], bool]) -> Iterator[Content]:
+def read_row(root: str, is_finished: Callable[[str], bool] | None, row: dict) -> Iterator[dict]:
+    """:func:`read_contents` for a row of names; readers on a cluster import no more than this file."""
+    item = Input(Path(row['name']), row['name'], row['key'])
+    return (content._asdict() for content in read_contents(f'{root}/{item.name}', item, is_finished))
+
+
+def read_contents(address: str, item: Input, is_finished: Callable[[str], bool] | None = None) -> Iterator[Content]:
     """Read one input: the image, or all the images in a shard.
 
     What cannot be read is said in its place; images that are finished come without their bytes.
@@ -126,7 +132,7 @@ def read_contents(address: str, item: Input, is_finished: Callable[[str], bool])
     Args:
         address: Of the input.
         item: Its names.
-        is_finished: Whether the outputs of a key are there.
+        is_finished: Whether the outputs of a key are there; asked of what is in shards.
     """
     import fsspec
 
@@ -142,7 +148,7 @@ def read_contents(address: str, item: Input, is_finished: Callable[[str], bool])
                 shown = f'{item.name}/{name}'
                 if '..' in PurePosixPath(name).parts or name.startswith('/') or '\0' in name:
                     yield Content(shown, f'{item.key}/{len(used)}', shown, None, f'{shown} leads out of its folder.')
-                elif is_finished(key):
+                elif is_finished and is_finished(key):
                     yield Content(shown, key, shown, None, None)
                 else:
                     yield Content(shown, key, shown, read(), None)

@@ -28,11 +28,18 @@ FEATURES = {
     'export --to onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'export --to coreml --compress palettize': ('sklearn',),
     'web': ('gradio',),
+    'serve': ('fastapi', 'prometheus_client', 'python_multipart', 'uvicorn'),
+    'predict --ray': ('ray', 'pyarrow', 'pandas', 'fsspec'),
     'train --tensorboard': ('tensorboard',),
 }
 """What takes modules that are not always there."""
 
-DISTRIBUTIONS = {'sklearn': 'scikit-learn'}
+DISTRIBUTIONS = {
+    'prometheus_client': 'prometheus-client',
+    'python_multipart': 'python-multipart',
+    'ray': 'ray[data]',
+    'sklearn': 'scikit-learn',
+}
 
 
 def describe_environment() -> Iterator[str]:

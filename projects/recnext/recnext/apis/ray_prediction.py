@@ -24,7 +24,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.image_io import ImageError, quieten
 from ..utils.memory import keep_freed_memory
 from ..utils.paths import PACKAGE
-from .address_inputs import SCHEME, AddressInputs, find_addresses, read_contents
+from .address_inputs import SCHEME, AddressInputs, find_addresses, read_row
 from .batch_inputs import Input
 from .batch_outputs import Outputs
 from .batch_prediction import show_summary
@@ -250,18 +250,8 @@ def _read(inputs: AddressInputs, left: Sequence[Input], is_finished: Callable[[s
         pyarrow.table([[item.name for item in block], [item.key for item in block]], pyarrow.schema(columns))
         for block in blocks
     ]
-    root, in_shards = inputs.root.rstrip('/'), inputs.in_shards
-    finished = is_finished if in_shards else _nothing
-
-    def read(row: dict) -> Iterator[dict]:
-        item = Input(Path(row['name']), row['name'], row['key'])
-        return (content._asdict() for content in read_contents(f'{root}/{item.name}', item, finished))
-
+    read = partial(read_row, inputs.root.rstrip('/'), is_finished if inputs.in_shards else None)
     return ray.data.from_arrow(tables).flat_map(read, num_cpus=0)
-
-
-def _nothing(key: str) -> bool:
-    return False
 
 
 def _pool(resources: Resources, batch_size: int) -> dict:
