@@ -21,6 +21,8 @@ SHARDS = ('.tar', '.parquet')
 KEY_COLUMNS = ('key', '__key__', 'name', 'path', 'id')
 """Of Parquet: the first that is there names the images."""
 
+TAR_END = bytes(1024)
+
 ROWS_AT_ONCE = 64
 """Of Parquet, in memory."""
 
@@ -167,11 +169,17 @@ def _unused(name: str, used: set[str]) -> str:
 
 def _in_tar(file: io.BufferedIOBase) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The images of a WebDataset shard; its other files, such as labels, are passed over."""
-    with tarfile.open(fileobj=file, mode='r|*') as tar:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - len(TAR_END), 0))
+    whole = file.read() == TAR_END
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode='r|') as tar:
         for member in tar:
             path = PurePosixPath(member.name)
             if member.isfile() and path.suffix.lower() in IMAGE_SUFFIXES:
                 yield str(path.with_suffix('')), lambda member=member: tar.extractfile(member).read()
+    if not whole:  # of which tarfile says nothing
+        raise ValueError('it is truncated: the end mark of a tar file is missing')
 
 
 def _in_parquet(file: io.BufferedIOBase) -> Iterator[tuple[str, Callable[[], bytes]]]:
