@@ -31,6 +31,8 @@ FEATURES = {
     'web': ('gradio',),
     '--engine openvino': ('openvino', 'onnx', 'onnxscript'),
     '--engine onnxruntime': ('onnxruntime', 'onnx', 'onnxscript'),
+    'serve': ('fastapi', 'prometheus_client', 'python_multipart', 'uvicorn'),
+    'predict --ray': ('ray', 'pyarrow', 'pandas', 'fsspec'),
     'train --tensorboard': ('tensorboard',),
     'train --wandb': ('wandb',),
     'train --mlflow': ('mlflow',),
@@ -38,7 +40,12 @@ FEATURES = {
 }
 """What takes modules that are not always there."""
 
-DISTRIBUTIONS = {'sklearn': 'scikit-learn'}
+DISTRIBUTIONS = {
+    'prometheus_client': 'prometheus-client',
+    'python_multipart': 'python-multipart',
+    'ray': 'ray[data]',
+    'sklearn': 'scikit-learn',
+}
 
 
 def describe_environment() -> Iterator[str]:

@@ -26,6 +26,7 @@ COMMANDS = (
     'report',
     'check-dataset',
     'web',
+    'serve',
     'benchmark',
     'benchmark-training',
     'benchmark-export',

@@ -162,6 +162,24 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_options(parser: argparse.ArgumentParser, port: int) -> None:
+    """Where a server listens, and how large the images are that it takes."""
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
+    parser.add_argument(
+        '--port', type=whole_number(0), default=port, metavar='N', help=f'default: {port}; 0 takes any that is free'
+    )
+    parser.add_argument(
+        '--max-upload', type=whole_number(1), default=32, metavar='MB', help='largest file that is taken (default: 32)'
+    )
+    parser.add_argument(
+        '--max-pixels',
+        type=whole_number(1),
+        default=64,
+        metavar='N',
+        help='largest image that is taken, in millions of pixels (default: 64)',
+    )
+
+
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks have."""
     parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')

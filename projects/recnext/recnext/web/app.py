@@ -20,10 +20,10 @@ from ..benchmarks.measurement import NETWORK, watch
 from ..models.deploy import DEFAULT, Deployment
 from ..utils.device import AUTO
 from ..utils.errors import UserError
-from ..utils.image_io import ImageError, pixels_in_header, quieten, read_image
+from ..utils.image_io import ImageError, quieten, read_image
 from ..utils.timing import Stopwatch
 from ..visualization.overlay import OPACITY, format_share, shrink
-from .server import address_of, ended_by_sigterm, listen, serve_page
+from .server import address_of, check_size, ended_by_sigterm, listen, serve_page
 
 if TYPE_CHECKING:
     import gradio
@@ -149,15 +149,7 @@ class Demo:
             content = base64.b64decode(content, validate=True)
         except binascii.Error:
             raise ImageError(f'{name} did not arrive whole.') from None
-        if not content:
-            raise ImageError(f'{name} is empty: 0 bytes.')
-        if len(content) > self.max_upload:
-            raise ImageError(f'{name} has {len(content) / 1e6:.1f} MB; expected at most {self.max_upload / 1e6:.0f}.')
-        pixels = pixels_in_header(content)
-        if pixels > self.max_pixels:
-            raise ImageError(
-                f'{name} has {pixels / 1e6:.1f} million pixels; expected at most {self.max_pixels / 1e6:.0f}.'
-            )
+        check_size(name, content, self.max_upload, self.max_pixels)
         return name, content
 
     def _predict(self, name: str, source: Path | bytes) -> dict:
@@ -174,8 +166,6 @@ class Demo:
         normalise = spans['step'] - spans['predict']
         network = sum(spans.get(part, 0) for part in (*NETWORK, 'engine'))
         seconds = dict(read=read, prepare=prepare + normalise, network=network, labels=predict - normalise - network)
-        mask = io.BytesIO()
-        prediction.label_image().save(mask, 'PNG')
         image, labels = shrink(prediction.image, prediction.labels, SHOWN_SIDE)
         height, width = prediction.labels.shape
         return dict(
@@ -185,7 +175,7 @@ class Demo:
             shown=[labels.shape[1], labels.shape[0]],
             image=_jpeg(image),
             labels=_base64(zlib.compress(labels.astype('<u2').tobytes())),
-            mask=_base64(mask.getvalue()),
+            mask=_base64(prediction.labels_png()),
             areas=[
                 dict(
                     label=area.label,
