@@ -182,6 +182,9 @@ def test_where_calibration_images_come_from(source, calibrate, scenes, photos):
     cfg.train_dataloader.dataset.data_root = str(scenes)
     found = find_calibration(source._replace(cfg=cfg), source.wrap('segmentor', 'labels', False), ExportOptions(), SIZE)
     assert str(found).startswith('8 of 8 images of the training set') and len(found) < NUMBER
+    del cfg.train_dataloader
+    found = find_calibration(source._replace(cfg=cfg), source.wrap('segmentor', 'labels', False), ExportOptions(), SIZE)
+    assert found.images == DRAWN
 
 
 def test_annotations_belong_to_the_images_of_the_test_set(source, scenes, photos):

@@ -91,7 +91,9 @@ def find_calibration(source: Source, wrapper: Wrapper, options: ExportOptions, s
     if options.calibrate is not None:
         images, place = _images_in(Path(options.calibrate)), options.calibrate
     else:
-        images = sorted(Path(sample['img_path']) for sample in list_samples(source.cfg.train_dataloader.dataset))
+        training = source.cfg.get('train_dataloader')  # a segmentor from the hub has none
+        samples = list_samples(training.dataset) if training else ()
+        images = sorted(Path(sample['img_path']) for sample in samples)
         place = 'the training set'
     if not images:
         return Calibration(f'{len(DRAWN)} drawn scenes', DRAWN, load, options.keep_float)
