@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 DELEGATE = 'XNNPACK'
 
 STORED = dict(fp32='fp32', int8='int8 where XNNPACK has it, weights a scale a channel')
+
+KERNEL = 'native_call_'
+"""How the runtime's own profiler calls what it computes itself."""
 
 ROUNDS = 9
 
@@ -115,7 +119,9 @@ class ExecutorchBackend:
             times = {name: 1e3 * median(seconds) for name, seconds in time_calls(calls, ROUNDS).items()}
         said = ', '.join(f'{name} {time:.0f} ms' for name, time in times.items())
         ratio = times['PyTorch'] / times['ExecuTorch']
-        return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}'
+        shares = ', '.join(f'{100 * share:.1f} % {kind}' for kind, share in time_outside(path, size).most_common())
+        outside = f'; outside {DELEGATE}: {shares or "nothing"}'
+        return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}{outside}'
 
     def next_step(self, path: Path) -> str:
         return 'examples/android shows it on a phone; docs/android.md'
@@ -173,6 +179,25 @@ def count_operations(path: Path) -> Counter[str]:
             elif isinstance(call, KernelCall):
                 found[plan.operators[call.op_index].name] += 1
     return found
+
+
+def time_outside(path: Path, size: tuple[int, int]) -> Counter[str]:
+    """Shares of the time for an image (height, width) that operations take which XNNPACK does not, by kind."""
+    from executorch.devtools import Inspector
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path, enable_etdump=True)
+    program.load_method('forward').execute((torch.zeros(1, 3, *size),))
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / 'etdump'
+        program.write_etdump_result_to_file(str(dump), str(dump.with_suffix('.buffer')))
+        blocks = Inspector(etdump_path=str(dump)).event_blocks
+    times: Counter[str] = Counter()
+    for event in (event for block in blocks if block.name == 'Execute' for event in block.events):
+        times[event.name] += event.perf_data.avg
+    total = times['Method::execute']
+    kernels = {name: time for name, time in times.items() if name.startswith(KERNEL)}
+    return Counter({name.removeprefix(KERNEL): time / total for name, time in kernels.items()})
 
 
 def quantize(program: ExportedProgram, calibration: Calibration) -> ExportedProgram:
