@@ -25,7 +25,7 @@ FORMATS = {
         ('fp16', 'fp32'),
         ('format', 'target', 'compress'),
     ),
-    'executorch': Format('.pte', ('executorch', 'ExecutorchBackend'), ('fp32', 'int8')),
+    'executorch': Format('.pte', ('executorch', 'ExecutorchBackend'), ('fp32',)),
     'onnx': Format('.onnx', ('onnx', 'OnnxBackend'), ('fp32', 'fp16', 'int8')),
 }
 """What there is."""
