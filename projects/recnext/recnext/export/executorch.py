@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
 
 from ..engine.config import named_classes
 from ..runtimes.capture import capture
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 DELEGATE = 'XNNPACK'
 
-STORED = dict(fp32='fp32', int8='int8 where XNNPACK has it, weights a scale a channel')
+KERNEL = 'native_call_'
+"""How the runtime's own profiler calls what it computes itself."""
 
 ROUNDS = 9
 
@@ -53,25 +54,15 @@ class ExecutorchBackend:
     What it says of itself is the string that its method ``metadata`` gives: JSON.
 
     Args:
-        precision: ``'fp32'``; or ``'int8'``, calibrated.
+        precision: ``'fp32'``: in 16 bits XNNPACK takes no GELU, which is in every block.
     """
 
     precision: str = 'fp32'
 
     suffix = '.pte'
     single = True
-
-    @property
-    def stored(self) -> str:
-        return STORED[self.precision]
-
-    @property
-    def tolerance(self) -> str:
-        return self.precision
-
-    @property
-    def calibrated(self) -> bool:
-        return self.precision == 'int8'
+    stored = tolerance = 'fp32'
+    calibrated = False
 
     def check(self, options: ExportOptions) -> None:
         if importlib.util.find_spec('executorch') is None:
@@ -91,8 +82,6 @@ class ExecutorchBackend:
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
         program = capture(wrapper, sizes.sizes[0])
-        if calibration is not None:
-            program = quantize(program, calibration)
         with _shared_histories():
             lowered = to_edge_transform_and_lower(
                 program,
@@ -116,7 +105,9 @@ class ExecutorchBackend:
             times = {name: 1e3 * median(seconds) for name, seconds in time_calls(calls, ROUNDS).items()}
         said = ', '.join(f'{name} {time:.0f} ms' for name, time in times.items())
         ratio = times['PyTorch'] / times['ExecuTorch']
-        return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}'
+        shares = ', '.join(f'{100 * share:.1f} % {kind}' for kind, share in time_outside(path, size).most_common())
+        outside = f'; outside {DELEGATE}: {shares or "nothing"}'
+        return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}{outside}'
 
     def next_step(self, path: Path) -> str:
         return 'examples/android shows it on a phone; docs/android.md'
@@ -176,25 +167,23 @@ def count_operations(path: Path) -> Counter[str]:
     return found
 
 
-def quantize(program: ExportedProgram, calibration: Calibration) -> ExportedProgram:
-    """Weights and maps in 8 bits, weights a scale a channel, maps in the ranges that they have on images."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+def time_outside(path: Path, size: tuple[int, int]) -> Counter[str]:
+    """Shares of the time for an image (height, width) that operations take which XNNPACK does not, by kind."""
+    from executorch.devtools import Inspector
+    from executorch.runtime import Runtime
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    quantizer.set_filter_function(lambda node: not any(map(calibration.keeps, modules_of(node))))
-    prepared = prepare_pt2e(program.module(), quantizer)
-    for image in calibration:
-        prepared(torch.from_numpy(image))
-    return torch.export.export(convert_pt2e(prepared), program.example_inputs[0])
-
-
-def modules_of(node: torch.fx.Node) -> list[str]:
-    """The names of the modules that an operation was captured in."""
-    return [name for name, _ in node.meta.get('nn_module_stack', {}).values() if name]
+    program = Runtime.get().load_program(path, enable_etdump=True)
+    program.load_method('forward').execute((torch.zeros(1, 3, *size),))
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / 'etdump'
+        program.write_etdump_result_to_file(str(dump), str(dump.with_suffix('.buffer')))
+        blocks = Inspector(etdump_path=str(dump)).event_blocks
+    times: Counter[str] = Counter()
+    for event in (event for block in blocks if block.name == 'Execute' for event in block.events):
+        times[event.name] += event.perf_data.avg
+    total = times['Method::execute']
+    kernels = {name: time for name, time in times.items() if name.startswith(KERNEL)}
+    return Counter({name.removeprefix(KERNEL): time / total for name, time in kernels.items()})
 
 
 @contextlib.contextmanager
