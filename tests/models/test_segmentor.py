@@ -2,6 +2,7 @@
 augmentation, batches, folding, formats, strict loading."""
 
 import copy
+import functools
 import logging
 import pickle
 from types import SimpleNamespace
