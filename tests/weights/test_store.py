@@ -122,6 +122,9 @@ def test_a_store_that_is_not_there_ends_the_run_before_it_begins(scenes, tmp_pat
     assert error.value.final and not list((tmp_path / 'work').glob('*.pth'))
 
 
+@pytest.mark.parametrize(
+    'url', ['s3', *(pytest.param(kind, marks=pytest.mark.full) for kind in ('folder', 'memory'))], indirect=True
+)
 def test_a_run_that_goes_on_elsewhere(url, scenes, tmp_path):
     """Checkpoints, logs and config are in the store; a machine with an empty work dir goes on from there, exactly."""
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)
