@@ -107,9 +107,9 @@ def cluster(request, tmp_path_factory) -> Iterator:
     options = dict(num_cpus=1, object_store_memory=100 * 2**20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RAY_USAGE_STATS_ENABLED', '0')
-        head = dict(options, include_dashboard=False, node_ip_address='127.0.0.1')
+        head = dict(options, include_dashboard=False)
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        cluster.options = dict(options, node_ip_address='127.0.0.1')
+        cluster.options = options
         for _ in range(2):
             cluster.add_node(**cluster.options)
         yield cluster
