@@ -125,7 +125,6 @@ INT8 = ('--to', 'onnx', '--precision', 'int8')
         (['download', 'recnext_m3_ade20k', '--all'], 'not allowed with argument'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--target', 'iOS16'], '--target is for --to coreml'),
         (['export', 'a', 'b', '--out', 'c'], '--to'),
-        (['export', 'a', 'b', '--out', 'c', '--to', 'coreml', '--precision', 'int8'], '--precision int8 is not for'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--calibrate', 'd'], '--calibrate is for --precision int8'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--keep-float', 'd'], '--keep-float is for'),
         (['export', 'a', 'b', '--out', 'c', *INT8, '--max-drop', '-1'], 'expected a number of at least 0'),

@@ -22,7 +22,7 @@ FORMATS = {
     'coreml': Format(
         '.mlpackage or .mlmodel',
         ('coreml', 'CoreMLBackend'),
-        ('fp16', 'fp32'),
+        ('fp16', 'fp32', 'int8'),
         ('format', 'target', 'compress'),
     ),
     'onnx': Format('.onnx', ('onnx', 'OnnxBackend'), ('fp32', 'fp16', 'int8')),
