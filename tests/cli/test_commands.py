@@ -127,7 +127,6 @@ INT8 = ('--to', 'onnx', '--precision', 'int8')
         (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--compress', 'none'], '--compress is for'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--precision', 'fp16'], '--precision fp16 is not'),
         (['export', 'a', 'b', '--out', 'c'], '--to'),
-        (['export', 'a', 'b', '--out', 'c', '--to', 'coreml', '--precision', 'int8'], '--precision int8 is not for'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--calibrate', 'd'], '--calibrate is for --precision int8'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--keep-float', 'd'], '--keep-float is for'),
         (['export', 'a', 'b', '--out', 'c', *INT8, '--max-drop', '-1'], 'expected a number of at least 0'),

@@ -182,7 +182,7 @@ def test_where_calibration_images_come_from(source, calibrate, scenes, photos):
     cfg.train_dataloader.dataset.data_root = str(scenes)
     found = find_calibration(source._replace(cfg=cfg), source.wrap('segmentor', 'labels', False), ExportOptions(), SIZE)
     assert str(found).startswith('8 of 8 images of the training set') and len(found) < NUMBER
-    del cfg.train_dataloader
+    cfg.pop('train_dataloader')
     found = find_calibration(source._replace(cfg=cfg), source.wrap('segmentor', 'labels', False), ExportOptions(), SIZE)
     assert found.images == DRAWN
 

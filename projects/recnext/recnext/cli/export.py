@@ -22,7 +22,7 @@ FORMATS = {
     'coreml': Format(
         '.mlpackage or .mlmodel',
         ('export.coreml', 'CoreMLBackend'),
-        ('fp16', 'fp32'),
+        ('fp16', 'fp32', 'int8'),
         ('format', 'target', 'compress'),
     ),
     'executorch': Format('.pte', ('export.executorch', 'ExecutorchBackend'), ('fp32',)),
