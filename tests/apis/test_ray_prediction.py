@@ -193,6 +193,7 @@ def write_tar(path: Path, photos: Path) -> dict[str, str]:
     return {str(p.relative_to(photos)): str(p.relative_to(photos).with_suffix('')) for p in photos.rglob('*.png')}
 
 
+@pytest.mark.full
 def test_from_shards_to_shards(cluster, tiny, tmp_path):
     few = write_photos(tmp_path / 'few', 9)
     infer(*tiny, [few], tmp_path / 'plain')
@@ -239,6 +240,7 @@ def read_shards(out: Path) -> dict[str, dict]:
     return {row['key']: row for row in rows}
 
 
+@pytest.mark.full
 def test_an_object_store_with_errors(store, cluster, tiny, tmp_path):
     import s3fs
 
