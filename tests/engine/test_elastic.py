@@ -112,6 +112,7 @@ def test_two_machines_killed_at_random(full, scenes, tmp_path, nodes):
     # Quick to see that a machine is gone.
     conf = 'join_timeout=300,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3'
     where = dict(NNODES=nodes, MASTER_ADDR='127.0.0.1', PORT=free_port(), RDZV_CONF=conf, LOCAL_ADDR='127.0.0.1')
+    where['OMP_NUM_THREADS'] = '1'  # all these machines are one
     arguments = [config, per_machine, '--max-restarts', kills + 1, '--work-dir', work, '--total-batch-size', 4]
     arguments += ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
     machines = [Machine(number, *arguments, **where) for number in range(2)]
