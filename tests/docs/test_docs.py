@@ -35,6 +35,10 @@ FILES += sorted(path for path in ROOT.iterdir() if path.is_file())
 PAGES = [path.relative_to(ROOT) for path in FILES if path.suffix == '.md']
 TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.py'))
 SCRIPTS = sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.sh'))
+SCRIPT_OPTIONS = {
+    option for path in (ROOT / 'tools').glob('*.*h') for option in re.findall(r'--[a-z][\w-]*', path.read_text())
+}
+"""What the launch scripts take, and what they hand to torchrun and srun."""
 TARGETS = re.search(r'^\.PHONY: (.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1].split()
 
 INTERPRETERS = ('python', 'python3', '.venv/bin/python', 'bash')
@@ -304,7 +308,8 @@ class Checker:
                 yield f'no {span} in the configs'
         elif span.startswith('--'):
             options = [word for word in span.split() if word.startswith('--')]
-            if not any(set(options) <= _options(tool) for tool in TOOLS) and not all(map(self.has_option, options)):
+            known = set(options) <= SCRIPT_OPTIONS or any(set(options) <= _options(tool) for tool in TOOLS)
+            if not known and not all(map(self.has_option, options)):
                 yield f'no tool has {span}'
             yield from self.check_settings(span.split(), span)
 

@@ -112,6 +112,7 @@ def test_two_machines_killed_at_random(full, scenes, tmp_path, nodes):
     # Quick to see that a machine is gone.
     conf = 'join_timeout=300,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3'
     where = dict(NNODES=nodes, MASTER_ADDR='127.0.0.1', PORT=free_port(), RDZV_CONF=conf, LOCAL_ADDR='127.0.0.1')
+    where['OMP_NUM_THREADS'] = '1'  # all these machines are one
     arguments = [config, per_machine, '--max-restarts', kills + 1, '--work-dir', work, '--total-batch-size', 4]
     arguments += ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
     machines = [Machine(number, *arguments, **where) for number in range(2)]
@@ -146,7 +147,7 @@ def test_two_machines_killed_at_random(full, scenes, tmp_path, nodes):
     folder.mkdir()
     config = write_tiny_config(folder, scenes, WITHOUT_CHANCE + WITHOUT_VALIDATION + noting(folder / 'notes'))
     if full:
-        run('dist_train.sh', config, 4, '--work-dir', folder, *arguments[6:])
+        run('dist_train.sh', config, 2 * per_machine, '--work-dir', folder, *arguments[6:])
     else:
         run_train(str(config), str(folder), total_batch_size=4, cfg_options=settings)
     ours = samples(notes)
@@ -310,3 +311,16 @@ def test_a_batch_that_cannot_be_shared_out():
 def test_wrong_use_of_restarts(wrong):
     process = start('dist_train.sh', 'config.py', '2', *wrong)
     assert 'usage' in process.communicate()[0] and process.returncode == 2
+
+
+@pytest.mark.parametrize('code, requeued', [(75, True), (143, True), (0, False), (1, False)])
+def test_the_slurm_script_requeues(tmp_path, code, requeued):
+    for name, content in (('srun', f'echo "srun $@"; exit {code}'), ('scontrol', 'echo "scontrol $@"')):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{content}\n')
+        (tmp_path / name).chmod(0o755)
+    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', SLURM_JOB_ID='7', SLURM_SUBMIT_DIR=str(ROOT))
+    command = ['bash', ROOT / 'tools' / 'slurm_train_requeue.sbatch', 'config.py', '--amp']
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+    assert f'{ROOT}/tools/train.py config.py --amp --resume --launcher slurm' in result.stdout
+    assert ('scontrol requeue 7' in result.stdout) == requeued
+    assert result.returncode == (0 if requeued else code)

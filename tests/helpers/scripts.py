@@ -18,8 +18,9 @@ def python_of_scripts(fresh: bool) -> dict[str, str]:
 
 def start(script: str, *args: object, fresh: bool = False, **variables: str) -> subprocess.Popen:
     """Start it; ``fresh`` as in :func:`helpers.tools.run_tool`."""
-    environment = {**os.environ, **python_of_scripts(fresh), **variables}
+    environment = {**os.environ, **python_of_scripts(fresh)}
     environment.pop('OMP_NUM_THREADS', None)  # torchrun's processes get threads as the scripts say
+    environment.update(variables)
     process = subprocess.Popen(
         ['bash', str(ROOT / 'tools' / script), *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
