@@ -365,7 +365,7 @@ def test_what_a_page_names_exists(complaints, path):
 def test_the_pages_are_found():
     assert {'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/own_dataset.md'} <= set(map(str, PAGES))
     readme = read_page((ROOT / 'README.md').read_text())
-    assert len(readme.links) > 30 and len(list(readme.commands)) > 20 and 'two-commands' in readme.anchors
+    assert len(readme.links) > 30 and len(list(readme.commands)) > 10 and 'two-commands' in readme.anchors
 
 
 M3 = 'projects/recnext/configs/fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
@@ -397,7 +397,7 @@ M3 = 'projects/recnext/configs/fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
         ('`bash tools/dist_test.sh CONFIG CHECKPOINT 8 --aug-test`', 'unrecognized arguments: --aug-test'),
         ('`GPUS=8 bash tools/slurm_train.sh PARTITION JOB CONFIG --gpus 8`', 'unrecognized arguments: --gpus 8'),
         ('`make tests`', 'no target tests'),
-        ('```bash\nmake docs\n```', 'no target docs'),
+        ('```bash\nmake site\n```', 'no target site'),
         ('`pip install -r requirement.txt`', 'no file requirement.txt'),
         ('`python -m pytest tests/test_nothing.py`', 'no file tests/test_nothing.py'),
         ('`python -m pytest tests/engine/test_resume.py --murders 3`', 'pytest has no option --murders'),
@@ -473,7 +473,7 @@ def test_the_table_of_the_package_is_complete():
 
 def test_every_old_option_has_its_successor():
     """Those of mmseg 0.30's tools/train.py and tools/test.py, and the settings that people ask for."""
-    section = (ROOT / 'README.md').read_text().partition('## Where the old things went')[2].partition('\n## ')[0]
+    section = (ROOT / 'docs' / 'migration.md').read_text()
     old = ' '.join(line.split('|')[1] for line in section.splitlines() if line.startswith('|'))
     named = set(re.findall(r'--[\w-]+', old))
     train = '--work-dir --load-from --resume-from --no-validate --gpus --gpu-ids --gpu-id --seed --diff_seed '
@@ -508,5 +508,5 @@ def test_the_workflow_calls_make():
     (job,) = workflow['jobs'].values()
     assert job['strategy']['matrix']['python-version'] == ['3.10', '3.11', '3.12']  # texts: 3.10 would be 3.1
     commands = [step['run'].split() for step in job['steps'] if 'run' in step]
-    assert commands == [['make', 'lint'], ['make', 'test']]
-    assert {'lint', 'test'} <= set(TARGETS)
+    assert commands == [['make', 'lint'], ['make', 'docs'], ['make', 'test']]
+    assert {'lint', 'docs', 'test'} <= set(TARGETS)

@@ -1,0 +1,130 @@
+"""The site made of the Markdown pages: `make docs`. Sphinx reads them where they lie, so their links work on GitHub too."""
+
+import os
+import pkgutil
+import sys
+import zlib
+from pathlib import Path
+
+import yaml
+from docutils import nodes
+from sphinx.addnodes import download_reference, pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms import SphinxTransform
+from sphinx.util.nodes import make_refnode
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'projects' / 'recnext' / 'recnext'
+PACKAGE_NAME = 'projects.recnext.recnext'
+sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
+
+project = 'RecNeXt with Semantic FPN'
+author = 'the authors of recnext-semfpn'
+copyright = f'{author}, Apache-2.0'
+extensions = [
+    'myst_parser',
+    'notebook_pages',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.intersphinx',
+    'sphinxarg.ext',
+    'sphinx_copybutton',
+]
+
+# The pages, wherever they are in the repository.
+root_doc = 'docs/index'
+include_patterns = ['docs/**', '*.md', '.github/*.md', 'checkpoints/README.md', 'projects/recnext/README.md']
+exclude_patterns = ['.venv', 'build', 'data', 'work_dirs', '.github', 'docs/_static']
+nitpicky = True
+show_warning_types = True
+
+myst_heading_anchors = 4
+myst_ref_domains = ['std', 'py']
+myst_enable_extensions = ['attrs_inline']
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'description'
+autodoc_typehints_description_target = 'documented_params'
+autodoc_inherit_docstrings = False
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = 'furo'
+html_title = project
+html_static_path = ['_static']
+html_css_files = ['site.css']
+html_extra_path = ['_static/index.html']  # leads from the folder of the site to its first page
+html_copy_source = False
+html_show_sphinx = False
+copybutton_exclude = '.linenos, .gp, .go'
+
+
+def write_inventories(folder: Path) -> dict[str, tuple[str, str]]:
+    """What intersphinx asks the public docs for, from the names in inventories.yaml: building needs no network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mapping = {}
+    for name, site in yaml.safe_load((ROOT / 'docs' / 'inventories.yaml').read_text()).items():
+        lines = [f'{entry} py:{role} 1 {page} -' for role, pages in site['objects'].items() for entry, page in pages.items()]
+        head = f'# Sphinx inventory version 2\n# Project: {name}\n# Version: \n# The rest is compressed using zlib.\n'
+        path = folder / f'{name}.inv'
+        path.write_bytes(head.encode() + zlib.compress('\n'.join([*lines, '']).encode()))
+        mapping[name] = (site['address'], str(path))
+    return mapping
+
+
+intersphinx_mapping = write_inventories(ROOT / 'build' / 'inventories')
+
+
+class LinkToRepository(SphinxTransform):
+    """A link to a file that is no page leads to the repository, if its address is known; to a folder, nowhere if not."""
+
+    default_priority = 10
+
+    def apply(self, **kwargs: object) -> None:
+        address = os.environ.get('REPOSITORY')
+        folder = (ROOT / self.env.docname).parent
+        for node in list(self.document.findall(lambda node: isinstance(node, download_reference | pending_xref))):
+            target = Path(os.path.normpath(folder / node.get('reftarget', '')))
+            is_file = isinstance(node, download_reference)
+            if not is_file and not (node.get('reftype') == 'myst' and target.is_dir()):
+                continue
+            if is_file:
+                target = ROOT / node['reftarget'].lstrip('/') if node['reftarget'].startswith('/') else target
+            content = node.children[0].children if node.children and isinstance(node.children[0], nodes.inline) else node.children
+            if address:
+                kind = 'blob' if is_file else 'tree'
+                uri = f'{address}/{kind}/main/{target.relative_to(ROOT).as_posix()}'
+                node.replace_self(nodes.reference('', '', *content, refuri=uri))
+            elif not is_file:
+                node.replace_self(nodes.inline('', '', *content))
+
+
+def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element) -> nodes.Node | None:
+    """Docstrings name things as their file does: as a link where the reference has them, as code where the package has."""
+    if node.get('refdomain') != 'py':
+        return None
+    python, target = env.domains.python_domain, node['reftarget']
+    found = {entry.node_id: (name, entry) for name, entry in python.objects.items() if f'.{name}'.endswith(f'.{target}')}
+    if len(found) == 1:
+        ((name, entry),) = found.values()
+        return make_refnode(app.builder, node['refdoc'], entry.docname, entry.node_id, contnode, name)
+    rooms = [path.name for path in PACKAGE.iterdir() if path.is_dir()]
+    places = ['', f'{node.get("py:module")}.', f'{node.get("py:module")}.{node.get("py:class")}.', f'{PACKAGE_NAME}.', *(f'{PACKAGE_NAME}.{room}.' for room in rooms)]
+    return contnode if any(exists(f'{place}{target}') for place in places) else None
+
+
+def exists(name: str) -> bool:
+    """Whether the package has something of this full name."""
+    if not name.startswith(PACKAGE_NAME):
+        return False
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def setup(app: Sphinx) -> None:
+    app.add_transform(LinkToRepository)
+    app.connect('missing-reference', find_in_package)
