@@ -1,5 +1,6 @@
-"""The site made of the Markdown pages: `make docs`. Sphinx reads them where they lie, so their links work on GitHub too."""
+"""The site made of the Markdown pages (`make docs`), which stay where they are: their links work on GitHub too."""
 
+import json
 import os
 import pkgutil
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.addnodes import download_reference, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -19,12 +21,13 @@ PACKAGE = ROOT / 'projects' / 'recnext' / 'recnext'
 PACKAGE_NAME = 'projects.recnext.recnext'
 sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
 
+from notebook_text import to_markdown  # noqa: E402  (beside this file)
+
 project = 'RecNeXt with Semantic FPN'
 author = 'the authors of recnext-semfpn'
 copyright = f'{author}, Apache-2.0'
 extensions = [
     'myst_parser',
-    'notebook_pages',
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
     'sphinx.ext.intersphinx',
@@ -37,6 +40,7 @@ root_doc = 'docs/index'
 include_patterns = ['docs/**', '*.md', '.github/*.md', 'checkpoints/README.md', 'projects/recnext/README.md']
 exclude_patterns = ['.venv', 'build', 'data', 'work_dirs', '.github', 'docs/_static']
 nitpicky = True
+highlight_language = 'text'
 show_warning_types = True
 
 myst_heading_anchors = 4
@@ -65,7 +69,9 @@ def write_inventories(folder: Path) -> dict[str, tuple[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     mapping = {}
     for name, site in yaml.safe_load((ROOT / 'docs' / 'inventories.yaml').read_text()).items():
-        lines = [f'{entry} py:{role} 1 {page} -' for role, pages in site['objects'].items() for entry, page in pages.items()]
+        lines = [
+            f'{entry} py:{role} 1 {page} -' for role, pages in site['objects'].items() for entry, page in pages.items()
+        ]
         head = f'# Sphinx inventory version 2\n# Project: {name}\n# Version: \n# The rest is compressed using zlib.\n'
         path = folder / f'{name}.inv'
         path.write_bytes(head.encode() + zlib.compress('\n'.join([*lines, '']).encode()))
@@ -77,40 +83,58 @@ intersphinx_mapping = write_inventories(ROOT / 'build' / 'inventories')
 
 
 class LinkToRepository(SphinxTransform):
-    """A link to a file that is no page leads to the repository, if its address is known; to a folder, nowhere if not."""
+    """A link to a file that is not a page leads to the repository, if its address is known.
+
+    If it is not, the file is copied into the site, and a folder loses its link.
+    """
 
     default_priority = 10
 
     def apply(self, **kwargs: object) -> None:
         address = os.environ.get('REPOSITORY')
         folder = (ROOT / self.env.docname).parent
-        for node in list(self.document.findall(lambda node: isinstance(node, download_reference | pending_xref))):
-            target = Path(os.path.normpath(folder / node.get('reftarget', '')))
-            is_file = isinstance(node, download_reference)
-            if not is_file and not (node.get('reftype') == 'myst' and target.is_dir()):
+        for node in [*self.document.findall(download_reference), *self.document.findall(pending_xref)]:
+            path = Path(os.path.normpath(folder / node['reftarget']))
+            if isinstance(node, pending_xref) and not (node['reftype'] == 'myst' and path.is_dir()):
                 continue
-            if is_file:
-                target = ROOT / node['reftarget'].lstrip('/') if node['reftarget'].startswith('/') else target
-            content = node.children[0].children if node.children and isinstance(node.children[0], nodes.inline) else node.children
             if address:
-                kind = 'blob' if is_file else 'tree'
-                uri = f'{address}/{kind}/main/{target.relative_to(ROOT).as_posix()}'
-                node.replace_self(nodes.reference('', '', *content, refuri=uri))
-            elif not is_file:
-                node.replace_self(nodes.inline('', '', *content))
+                kind = 'tree' if path.is_dir() else 'blob'
+                uri = f'{address}/{kind}/main/{path.relative_to(ROOT).as_posix()}'
+                node.replace_self(nodes.reference('', '', *node.children, refuri=uri))
+            elif path.is_dir():
+                node.replace_self(nodes.inline('', '', *node.children))
 
 
-def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element) -> nodes.Node | None:
-    """Docstrings name things as their file does: as a link where the reference has them, as code where the package has."""
+class NotebookParser(MystParser):
+    """A page out of a notebook; nothing in it is run."""
+
+    supported = ('notebook',)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        super().parse('\n\n'.join(to_markdown(json.loads(inputstring))), document)
+
+
+def find_in_package(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Element
+) -> nodes.Node | None:
+    """What a docstring names as its file does: a link if the reference has it, code if only the package has."""
     if node.get('refdomain') != 'py':
         return None
     python, target = env.domains.python_domain, node['reftarget']
-    found = {entry.node_id: (name, entry) for name, entry in python.objects.items() if f'.{name}'.endswith(f'.{target}')}
+    found = {
+        entry.node_id: (name, entry) for name, entry in python.objects.items() if f'.{name}'.endswith(f'.{target}')
+    }
     if len(found) == 1:
         ((name, entry),) = found.values()
         return make_refnode(app.builder, node['refdoc'], entry.docname, entry.node_id, contnode, name)
     rooms = [path.name for path in PACKAGE.iterdir() if path.is_dir()]
-    places = ['', f'{node.get("py:module")}.', f'{node.get("py:module")}.{node.get("py:class")}.', f'{PACKAGE_NAME}.', *(f'{PACKAGE_NAME}.{room}.' for room in rooms)]
+    places = [
+        '',
+        f'{node.get("py:module")}.',
+        f'{node.get("py:module")}.{node.get("py:class")}.',
+        f'{PACKAGE_NAME}.',
+        *(f'{PACKAGE_NAME}.{room}.' for room in rooms),
+    ]
     return contnode if any(exists(f'{place}{target}') for place in places) else None
 
 
@@ -126,5 +150,7 @@ def exists(name: str) -> bool:
 
 
 def setup(app: Sphinx) -> None:
+    app.add_source_suffix('.ipynb', 'notebook')
+    app.add_source_parser(NotebookParser)
     app.add_transform(LinkToRepository)
     app.connect('missing-reference', find_in_package)

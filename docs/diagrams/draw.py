@@ -13,11 +13,13 @@ else:
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-# Light fills with dark lines: legible in print; blue and orange differ for the colour-blind, and no meaning is in colour alone.
+# Light fills with dark lines, legible in print. Blue and orange differ for the colour-blind, and words tell them too.
 STYLE = """
-    .data { fill: #e2e8f0; stroke: #4a5568 } .step { fill: #bee3f8; stroke: #2b6cb0 } .end { fill: #feebc8; stroke: #dd6b20 }
+    .data { fill: #e2e8f0; stroke: #4a5568 } .step { fill: #bee3f8; stroke: #2b6cb0 }
+    .end { fill: #feebc8; stroke: #dd6b20 }
     .arrow { stroke: #2d3748; fill: none; marker-end: url(#tip) } .late { stroke-dasharray: 5 4 }
-    .small { font-size: 12px; fill: #4a5568 } .bold { font-weight: bold } text { text-anchor: middle; fill: #1a202c } .left { text-anchor: start }
+    .small { font-size: 12px; fill: #4a5568 } .bold { font-weight: bold }
+    text { text-anchor: middle; fill: #1a202c } .left { text-anchor: start }
 """
 
 
@@ -47,13 +49,14 @@ class Drawing:
 
     def svg(self) -> str:
         size = f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}"'
-        tip = '<path d="M0,0 L8,4 L0,8 z" fill="#2d3748"/>'
+        size_of_tip = 'markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto"'
+        tip = f'<marker id="tip" {size_of_tip}><path d="M0,0 L8,4 L0,8 z" fill="#2d3748"/></marker>'
         return '\n'.join(
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="14" role="img">',
                 f'  <title>{escape(self.title)}</title>',
                 f'  <style>{STYLE}  </style>',
-                f'  <defs><marker id="tip" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">{tip}</marker></defs>',
+                f'  <defs>{tip}</defs>',
                 f'  <rect width="{self.width}" height="{self.height}" fill="white"/>',
                 *(f'  {part}' for part in self.parts),
                 '</svg>\n',
@@ -122,7 +125,11 @@ def checkpoint() -> Drawing:
     drawing.box('data', 20, 100, 200, 'file or address', '.pth, .safetensors')
     drawing.box('data', 20, 180, 200, 'hf://user/name', 'the Hugging Face hub')
     drawing.box('step', 270, 60, 170, 'fetch', 'whole or not at all,', 'SHA-256 on record')
-    drawing.arrow('M220,48 H245 V80 H268'), drawing.arrow('M220,128 H245 V96 H268'), drawing.arrow('M220,208 H255 V108 H268')
+    (
+        drawing.arrow('M220,48 H245 V80 H268'),
+        drawing.arrow('M220,128 H245 V96 H268'),
+        drawing.arrow('M220,208 H255 V108 H268'),
+    )
     drawing.box('step', 490, 60, 180, 'read_checkpoint', 'bytes checked,', 'nothing in it is run')
     drawing.box('step', 710, 60, 170, 'detect layout', '0.x, 1.x,', 'timm, mmpretrain')
     drawing.arrow('M440,88 H488'), drawing.arrow('M670,88 H708'), drawing.arrow('M795,116 V178')

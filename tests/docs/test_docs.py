@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import itertools
+import json
 import os
 import re
 import runpy
@@ -26,13 +27,14 @@ from helpers.reference import CLASSIFIER_CONFIGS, ROOT, config_of
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mmengine.config import Config
+from notebook_text import to_markdown
 
 from projects.recnext.recnext.cli import main
 
 FOLDERS = ('.github', 'checkpoints', 'docs', 'projects', 'tests', 'tools')
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob('*') if path.is_file())
 FILES += sorted(path for path in ROOT.iterdir() if path.is_file())
-PAGES = [path.relative_to(ROOT) for path in FILES if path.suffix == '.md']
+PAGES = [path.relative_to(ROOT) for path in FILES if path.suffix in ('.md', '.ipynb')]
 TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.py'))
 SCRIPTS = sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.sh'))
 TARGETS = re.search(r'^\.PHONY: (.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1].split()
@@ -117,7 +119,12 @@ def read_page(text: str, path: Path = Path('page.md')) -> Page:
     return page
 
 
-@functools.cache
+def text_of(path: Path) -> str:
+    """A page as Markdown."""
+    text = (ROOT / path).read_text()
+    return '\n\n'.join(to_markdown(json.loads(text))) if path.suffix == '.ipynb' else text
+
+
 @functools.cache
 def configs() -> list[Config]:
     """One of a segmentor, one of a classifier."""
@@ -359,7 +366,7 @@ def complaints(tmp_path_factory, pytestconfig) -> Checker:
 
 @pytest.mark.parametrize('path', PAGES, ids=str)
 def test_what_a_page_names_exists(complaints, path):
-    assert list(complaints(read_page((ROOT / path).read_text(), path))) == []
+    assert list(complaints(read_page(text_of(path), path))) == []
 
 
 def test_the_pages_are_found():

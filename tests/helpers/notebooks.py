@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import nbformat
-from helpers.reference import ROOT
 from nbclient import NotebookClient
+
+from helpers.reference import ROOT
 
 
 def run_notebook(path: Path, folder: Path, changes: dict[str, str]) -> nbformat.NotebookNode:
