@@ -31,7 +31,10 @@ def run_notebook(path: Path, folder: Path, changes: dict[str, str]) -> nbformat.
     for cell in notebook.cells:
         for old, new in changes.items():
             cell.source = cell.source.replace(old, new)
-    environment = dict(os.environ, PATH=f'{command.parent}:{os.environ["PATH"]}', PYTHONPATH=str(ROOT))
+    # Of a terminal that draws no bars: what is kept are the results.
+    environment = dict(
+        os.environ, TERM='dumb', NO_COLOR='1', PATH=f'{command.parent}:{os.environ["PATH"]}', PYTHONPATH=str(ROOT)
+    )
     client = NotebookClient(notebook, timeout=1200, resources={'metadata': {'path': str(folder)}})
     client.execute(env=environment)
     for cell, ran in zip(shown.cells, notebook.cells):
