@@ -37,7 +37,7 @@ extensions = [
 
 # The pages, wherever they are in the repository.
 root_doc = 'docs/index'
-include_patterns = ['docs/**', '*.md', '.github/*.md', 'checkpoints/README.md', 'projects/recnext/README.md']
+include_patterns = ['docs/**', '*.md', 'checkpoints/README.md', 'projects/recnext/README.md']
 exclude_patterns = ['.venv', 'build', 'data', 'work_dirs', '.github', 'docs/_static']
 nitpicky = True
 highlight_language = 'text'
@@ -45,7 +45,6 @@ show_warning_types = True
 
 myst_heading_anchors = 4
 myst_ref_domains = ['std', 'py']
-myst_enable_extensions = ['attrs_inline']
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
