@@ -2,7 +2,7 @@
 
 import json
 import os
-import pkgutil
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -18,7 +18,6 @@ from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'projects' / 'recnext' / 'recnext'
-PACKAGE_NAME = 'projects.recnext.recnext'
 sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
 
 from notebook_text import to_markdown  # noqa: E402  (beside this file)
@@ -37,7 +36,7 @@ extensions = [
 
 # The pages, wherever they are in the repository.
 root_doc = 'docs/index'
-include_patterns = ['docs/**', '*.md', 'checkpoints/README.md', 'projects/recnext/README.md']
+include_patterns = ['docs/**', '*.md', 'checkpoints/README.md', 'examples/**/README.md', 'projects/recnext/README.md']
 exclude_patterns = ['.venv', 'build', 'data', 'work_dirs', '.github', 'docs/_static']
 nitpicky = True
 highlight_language = 'text'
@@ -126,26 +125,11 @@ def find_in_package(
     if len(found) == 1:
         ((name, entry),) = found.values()
         return make_refnode(app.builder, node['refdoc'], entry.docname, entry.node_id, contnode, name)
-    rooms = [path.name for path in PACKAGE.iterdir() if path.is_dir()]
-    places = [
-        '',
-        f'{node.get("py:module")}.',
-        f'{node.get("py:module")}.{node.get("py:class")}.',
-        f'{PACKAGE_NAME}.',
-        *(f'{PACKAGE_NAME}.{room}.' for room in rooms),
-    ]
-    return contnode if any(exists(f'{place}{target}') for place in places) else None
-
-
-def exists(name: str) -> bool:
-    """Whether the package has something of this full name."""
-    if not name.startswith(PACKAGE_NAME):
-        return False
-    try:
-        pkgutil.resolve_name(name)
-    except (ImportError, AttributeError):
-        return False
-    return True
+    word = re.escape(target.rpartition('.')[2])
+    defined = re.compile(rf'^\s*(?:class|def) {word}\b|^{word}\b.* = ', re.MULTILINE)
+    files = list(PACKAGE.rglob('*.py'))
+    known = any(path.stem == word or defined.search(path.read_text()) for path in files)
+    return contnode if known else None
 
 
 def setup(app: Sphinx) -> None:

@@ -20,6 +20,7 @@ from helpers import strength
 from helpers.isolation import stay_on_this_machine
 from helpers.networks import threads
 from helpers.reference import read_layout, shared
+from helpers.sites import CAMERA, SOFTWARE_GPU, find_browser
 from helpers.tiny import write_tiny
 from mmengine.registry import init_default_scope
 
@@ -128,11 +129,11 @@ def tiny(tmp_path_factory) -> tuple[Path, Path]:
 def browser() -> Iterator:
     """A real browser without a window, for pages; the tests are skipped, by name, where there is none."""
     sync_api = pytest.importorskip('playwright.sync_api')
-    program = shutil.which('chromium') or shutil.which('google-chrome')
+    program = find_browser()
     if program is None:
         pytest.skip('needs a browser, which is not there: apt-get install chromium')
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
+        browser = playwright.chromium.launch(executable_path=program, args=[*CAMERA, *SOFTWARE_GPU])
         yield browser
         browser.close()
 

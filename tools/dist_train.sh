@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
-# Train in several processes: bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
+# Train in several processes: bash tools/dist_train.sh CONFIG GPUS [--max-restarts K] [arguments of tools/train.py]
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/_torchrun.sh"
-if [[ $# -lt 2 || ! $2 =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]" >&2
+usage() {
+    echo "usage: bash tools/dist_train.sh CONFIG GPUS [--max-restarts K] [arguments of tools/train.py]" >&2
+    echo "       NNODES: a number of machines, or a range such as 1:4" >&2
     exit 2
-fi
-config=$1 gpus=$2
+}
+[[ $# -ge 2 && $2 =~ ^[1-9][0-9]*$ && ${NNODES:-1} =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || usage
+config=$1 gpus=$2 restarts='' arguments=()
 shift 2
-run_on "$gpus" "$here/train.py" "$config" "$@"
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --max-restarts) restarts=${2:-none} && shift ;;
+    --max-restarts=*) restarts=${1#*=} ;;
+    *) arguments+=("$1") ;;
+    esac
+    shift || usage
+done
+[[ $restarts =~ ^[0-9]*$ ]] || usage
+train_on "$restarts" "$gpus" "$here/train.py" "$config" "${arguments[@]}"

@@ -76,6 +76,7 @@ ROOMS = dict(
     datasets='samples and their faults',
     evaluation='records of tests',
     visualization='overlays, panels',
+    runtimes='networks in other engines',
     weights='files of weights: read, written, fetched',
     utils='files, images, memory, devices',
 )

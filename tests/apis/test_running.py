@@ -4,7 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import mmseg
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 import torch
 from helpers.reference import ROOT, SEGMENTOR_CONFIGS, config_of, genuine_maps, shared
 from helpers.tiny import write_tiny_config
-from helpers.tools import assert_user_error, run_python, run_tool
+from helpers.tools import assert_user_error, free_port, run_python, run_tool, wait_until
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmseg.apis import MMSegInferencer
@@ -244,11 +248,55 @@ def test_batch_and_learning_rate_are_said(batch, processes, scale, words):
     assert words in describe_batch(cfg, processes)
 
 
-def test_tensorboard_must_be_installed(scenes, tmp_path, monkeypatch):
+@pytest.mark.parametrize('tracker', [dict(tensorboard=True), dict(wandb=''), dict(mlflow='http://localhost')])
+def test_a_tracker_must_be_installed(scenes, tmp_path, monkeypatch, tracker):
     monkeypatch.setattr(train_api.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match='pip install tensorboard'):
-        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), tensorboard=True)
+    with pytest.raises(UserError, match=f'pip install {next(iter(tracker))}'):
+        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), **tracker)
     assert not (tmp_path / 'work').exists()
+
+
+def test_weights_and_biases_offline(scenes, tmp_path):
+    pytest.importorskip('wandb')
+    config = write_tiny_config(tmp_path, scenes)
+    environment = {**os.environ, 'WANDB_MODE': 'offline', 'WANDB_SILENT': 'true'}
+    options = ['--work-dir', tmp_path / 'work', '--wandb', 'trial', '--cfg-options', 'train_cfg.max_iters=2']
+    result = run_tool('train', config, *options, env=environment)
+    assert result.returncode == 0, result.stderr
+    (log,) = (tmp_path / 'work').rglob('offline-run-*/*.wandb')
+    content = log.read_bytes()
+    assert b'trial' in content and b'decode.loss_ce' in content
+
+
+def test_mlflow_on_a_server(scenes, tmp_path):
+    """A real one, on this machine."""
+    mlflow = pytest.importorskip('mlflow')
+    pytest.importorskip('mlflow.server.fastapi_app')
+    address, folder = f'http://127.0.0.1:{(port := free_port())}', tmp_path / 'server'
+    folder.mkdir()
+    command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', port, '--workers', '1']
+    with (folder / 'log').open('w') as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: answers(f'{address}/health') or server.poll() is not None)
+        config = write_tiny_config(tmp_path, scenes)
+        options = ['--work-dir', tmp_path / 'work', '--mlflow', address, '--cfg-options', 'train_cfg.max_iters=2']
+        result = run_tool('train', config, *options)
+        assert result.returncode == 0, result.stderr
+        client = mlflow.MlflowClient(address)
+        (run,) = client.search_runs([client.get_experiment_by_name('tiny').experiment_id])
+        assert [metric.step for metric in client.get_metric_history(run.info.run_id, 'loss')] == [1, 2]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urlopen(address) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 def test_tensorboard_files(scenes, tmp_path):

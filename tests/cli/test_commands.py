@@ -113,6 +113,9 @@ def test_doctor_names_what_is_active_and_what_is_missing(monkeypatch):
     assert '  export --to coreml --compress palettize: pip install scikit-learn' in said
 
 
+INT8 = ('--to', 'onnx', '--precision', 'int8')
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
@@ -121,7 +124,13 @@ def test_doctor_names_what_is_active_and_what_is_missing(monkeypatch):
         (['download'], 'one of the arguments NAME --all is required'),
         (['download', 'recnext_m3_ade20k', '--all'], 'not allowed with argument'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--target', 'iOS16'], '--target is for --to coreml'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--compress', 'none'], '--compress is for'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--precision', 'fp16'], '--precision fp16 is not'),
         (['export', 'a', 'b', '--out', 'c'], '--to'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--calibrate', 'd'], '--calibrate is for --precision int8'),
+        (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--keep-float', 'd'], '--keep-float is for'),
+        (['export', 'a', 'b', '--out', 'c', *INT8, '--max-drop', '-1'], 'expected a number of at least 0'),
+        (['export', 'a', 'b', '--out', 'c', *INT8, '--max-drop', '2', '--no-verify'], '--max-drop needs a segmentor'),
         (['train', 'a', '--cfg-options', 'no-equals-sign'], '--cfg-options takes key=value'),
     ],
 )
@@ -134,7 +143,7 @@ def test_wrong_use_exits_with_2(arguments, words, capsys):
 
 def test_formats_are_those_there_are():
     parser = build_parser()
-    assert set(FORMATS) == {'coreml', 'onnx'} and parser.parse_args(
+    assert set(FORMATS) == {'coreml', 'executorch', 'onnx', 'web'} and parser.parse_args(
         ['export', 'a', '--to', 'coreml', '--out', 'b', '--precision', 'fp32']
     ).precision == 'fp32'  # fmt: skip
 

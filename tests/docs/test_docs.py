@@ -31,7 +31,7 @@ from notebook_text import to_markdown
 
 from projects.recnext.recnext.cli import main
 
-FOLDERS = ('.github', 'checkpoints', 'docs', 'projects', 'tests', 'tools')
+FOLDERS = ('.github', 'checkpoints', 'docs', 'examples', 'projects', 'tests', 'tools')
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob('*') if path.is_file())
 FILES += sorted(path for path in ROOT.iterdir() if path.is_file())
 PAGES = [path.relative_to(ROOT) for path in FILES if path.suffix in ('.md', '.ipynb')]

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from helpers.reference import ROOT, config_of
 from helpers.scripts import STARTED, metrics, run, start
 from helpers.tiny import write_tiny_config
-from helpers.tools import descendants, is_running, run_tool, wait_until
+from helpers.tools import descendants, free_port, is_running, run_tool, wait_until
 from PIL import Image
 
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
@@ -128,12 +127,6 @@ def test_no_thread_outlives_training(scenes, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert 'threads left: 1\n' in result.stdout
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return str(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', pytest.param('dist_test.sh', marks=pytest.mark.full)])

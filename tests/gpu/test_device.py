@@ -151,7 +151,7 @@ def test_a_compiled_network_gives_the_same_logits(accelerator):
     ours = pair(recnext_cfg(19))[1].to(accelerator)
     images = smooth_images(2).to(accelerator)
     expected = head_logits(ours, images)
-    deploy(ours, Deployment(compile=True))
+    deploy(ours, Deployment(engine='compile'))
     assert deviation(head_logits(ours, images), expected) < 1e-4
 
 

@@ -25,15 +25,15 @@ arch = dict(_delete_=True, channels=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ra
 model = dict(
     backbone=dict(arch=arch),
     neck=dict(in_channels=[8, 16, 32, 64], out_channels=32),
-    decode_head=dict(in_channels=[32, 32, 32, 32], channels=16),
+    decode_head=dict(in_channels=[32, 32, 32, 32], channels=16, num_classes={classes}),
 )
 """
 
 
-def write_tiny(folder: Path, mixer: str) -> tuple[str, str]:
-    """Its config and checkpoint."""
+def write_tiny(folder: Path, mixer: str, classes: int = 150) -> tuple[str, str]:
+    """Its config and checkpoint. With few classes few pixels lie between two, as in a trained network."""
     config = folder / 'tiny.py'
-    config.write_text(TINY.format(base=str(config_of('m3')), mixer=mixer))
+    config.write_text(TINY.format(base=str(config_of('m3')), mixer=mixer, classes=classes))
     torch.manual_seed(0)
     segmentor = build_without_weights(load_config(config).model)
     randomise_norms(segmentor)

@@ -91,9 +91,9 @@ def build(cfg, kind):
     return MODELS.build(ConfigDict(copy.deepcopy({**cfg, 'type': kind})))
 
 
-def pair(cfg):
+def pair(cfg, seed=0):
     """mmseg's segmentor and ours with the same weights."""
-    stock = initialise(build(cfg, 'EncoderDecoder'))
+    stock = initialise(build(cfg, 'EncoderDecoder'), seed)
     fast = build(cfg, 'FastEncoderDecoder').eval()
     fast.load_state_dict(stock.state_dict())
     return stock, fast

@@ -83,6 +83,13 @@ def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:
         assert word in message, message
 
 
+def free_port() -> str:
+    """Of this machine, for an address that is asked for soon."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return str(listener.getsockname()[1])
+
+
 def is_running(process: int) -> bool:
     state = subprocess.run(['ps', '-o', 'stat=', '-p', str(process)], capture_output=True, text=True).stdout
     return bool(state.strip()) and not state.startswith('Z')

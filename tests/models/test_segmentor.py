@@ -576,7 +576,7 @@ def test_compiled_network_predicts_the_same(monkeypatch):
     runner = SimpleNamespace(model=model, logger=logging.getLogger('test_fast_segmentor'))
     HOOKS.build(dict(type='DeployHook')).before_test(runner)
     eager = predict(model, smooth_images(1), [sample_of()])[0]
-    HOOKS.build(dict(type='DeployHook', compile=True)).before_test(runner)
+    HOOKS.build(dict(type='DeployHook', engine='compile')).before_test(runner)
     assert 'network' in vars(model)
     compiled = predict(model, smooth_images(1), [sample_of()])[0]
     assert deviation(compiled.seg_logits.data, eager.seg_logits.data) < 1e-5

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.disks import small_disk_at
 from helpers.reference import ROOT
 from helpers.tiny import write_tiny
 from helpers.tools import assert_user_error, run_tool
@@ -91,17 +92,10 @@ SIZE = 2**20
 def small_disk(tmp_path):
     """A disk of a megabyte with two files on it, and room for small ones."""
     folder = tmp_path / 'disk'
-    folder.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', f'size={SIZE}', 'tmpfs', folder]
-    if shutil.which('mount') is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip('needs the right to mount a small disk (Linux, root)')
-    try:
+    with small_disk_at(folder, SIZE):
         (folder / 'a.pth').write_bytes(b'old')
         (folder / 'other').write_bytes(bytes(SIZE * 7 // 8))
         yield folder
-    finally:
-        # Lazily: what failed may have left a file open.
-        subprocess.run(['umount', '--lazy', folder], check=True)
 
 
 def assert_as_before(disk):

@@ -205,7 +205,7 @@ class Visitor:
             const data = canvas.getContext('2d').getImageData(0, 0, width, height).data;
             return [height, width, btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join(''))];
         }"""
-        height, width, data = self.page.locator('canvas').evaluate(script)
+        height, width, data = self.page.locator('.overlay').evaluate(script)
         return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
 
 
@@ -282,7 +282,7 @@ def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, in
 
     # From here on the browser does everything alone.
     requests = len(visitor.requests)
-    opacity = page.locator('canvas').evaluate_handle('canvas => () => getComputedStyle(canvas).opacity')
+    opacity = page.locator('.overlay').evaluate_handle('canvas => () => getComputedStyle(canvas).opacity')
     assert opacity.evaluate('opacity => opacity()') == '0.5'
     for value in (0, 80, 100):
         page.get_by_role('slider').fill(str(value))
@@ -297,9 +297,9 @@ def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, in
     second.click()
     assert np.array_equal(visitor.layer()[..., :3], coloured)
     row, column = np.argwhere(np.array(labels) == areas[0]['label'])[areas[0]['pixels'] // 2].tolist()
-    box = page.locator('canvas').bounding_box()
+    box = page.locator('.overlay').bounding_box()
     at = dict(x=(column + 0.5) * box['width'] / labels.width, y=(row + 0.5) * box['height'] / labels.height)
-    page.locator('canvas').click(position=at)
+    page.locator('.overlay').click(position=at)
     assert page.locator('.pointed').inner_text() == areas[0]['name']
     assert page.locator('[aria-pressed=true] span').inner_text() == areas[0]['name']
     assert [request.url for request in visitor.requests[requests:] if request.url[:4] == 'http'] == []

@@ -32,6 +32,7 @@ REGISTERED = {
     'ResumableTrainLoop': 'engine.loops',
     'SeededDataset': 'datasets.seeded',
     'SegPanelVisualizer': 'visualization.panel_visualizer',
+    'StoreHook': 'engine.hooks.store',
     'ThroughputHook': 'engine.hooks.throughput',
 }
 """What configs may name, and where it is. ``models.classifier``, which needs mmpretrain, is imported by the configs."""

@@ -197,17 +197,17 @@ def format_configs_once() -> bool:
     Defect: mmengine formats the whole config with yapf, a quarter of a second, four times while a run starts and again
     for every checkpoint.
 
-    Repair: it remembers the texts that it has formatted last.
+    Repair: yapf remembers the texts that it has formatted last.
     """
-    from mmengine.config import config
+    from yapf.yapflib import yapf_api
 
-    format_code = config.FormatCode
+    format_code = yapf_api.FormatCode
 
     @lru_cache(maxsize=4)
     def format_text(text: str, options: str) -> tuple[str, bool]:
         return format_code(text, **json.loads(options))
 
-    config.FormatCode = lambda text, **options: format_text(text, json.dumps(options))
+    yapf_api.FormatCode = lambda text, **options: format_text(text, json.dumps(options))
     return True
 
 
@@ -306,11 +306,11 @@ def silence_unavoidable_warnings() -> bool:
 
 
 REPAIRS: dict[Callable[[], bool], str] = {
+    format_configs_once: 'yapf.yapflib.yapf_api',
     stand_in_for_mmcv_ops: 'mmcv',
     import_when_used: 'mmseg',
     find_packages_without_pkg_resources: 'mmengine.utils',
     draw_with_any_visualizer: 'mmseg.engine.hooks.visualization_hook',
-    format_configs_once: 'mmengine.config.config',
     read_checkpoints_safely: 'mmengine.runner.checkpoint',
     write_files_atomically: 'mmengine.fileio',
     resume_from_newest_complete: 'mmengine.runner.runner',

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,18 +60,11 @@ class Outputs:
         make_folder(self.staging.parent)
         self._remove_partial_files()
         with _held(self.staging):
-            self._check_made_with(made_with)
+            run = self.root / 'run.json'
+            if not run.exists():
+                self._write_json(run, made_with)
+            check_made_with(self.root, json.loads(run.read_text()), made_with)
             yield
-
-    def _check_made_with(self, made_with: dict) -> None:
-        run = self.root / 'run.json'
-        if not run.exists():
-            self._write_json(run, made_with)
-        before = json.loads(run.read_text())
-        different = [key for key in {**made_with, **before} if made_with.get(key) != before.get(key)]
-        if different:
-            changes = '\n'.join(f'  {key}: {before.get(key)}, now {made_with.get(key)}' for key in different)
-            raise UserError(f'{self.root} holds outputs that were made otherwise.\n{changes}\n  Choose another folder.')
 
     def _remove_partial_files(self) -> None:
         """Remove what processes left when they were killed: nobody holds their locks any more."""
@@ -82,12 +75,11 @@ class Outputs:
     def save(self, item: Input, prediction: Prediction) -> None:
         """Write what was predicted for an image."""
         with self._written('labels', item, '.png') as beside:
-            prediction.label_image().save(beside, 'PNG')
+            beside.write_bytes(prediction.labels_png())
         if self.overlay:
             with self._written('overlays', item, '.jpg') as beside:
-                prediction.overlay().save(beside, 'JPEG', quality=90)
-        height, width = prediction.labels.shape
-        self._finish(item, dict(width=width, height=height, areas=prediction.areas))
+                beside.write_bytes(prediction.overlay_jpeg())
+        self._finish(item, prediction.report())
 
     def save_video(self, item: Input, predictor: Predictor, on_frame: Callable[[], None]) -> None:
         """Predict a video, and write what comes of it: see :func:`video.predict_video`."""
@@ -99,16 +91,16 @@ class Outputs:
         """Note why an input could not be predicted."""
         self._write_json(self._place('failed', item, '.json'), dict(input=item.name, error=reason))
 
-    def is_finished(self, item: Input) -> bool:
-        """Whether all outputs of an input are there."""
-        return self._place('areas', item, '.json').exists()
+    def is_finished(self, key: str) -> bool:
+        """Whether all outputs of the input with this key are there."""
+        return Path(self.root, 'areas', f'{key}.json').exists()
 
-    def not_finished(self, inputs: Inputs) -> Iterator[tuple[int, Input]]:
+    def not_finished(self, inputs: Inputs | Sequence[Input]) -> Iterator[tuple[int, Input]]:
         """The inputs whose outputs are not there, with their places among all; reads every folder once."""
         finished = _Listing(self.root / 'areas')
         return ((place, item) for place, item in enumerate(inputs) if item not in finished)
 
-    def failures(self, inputs: Inputs) -> dict[Input, str]:
+    def failures(self, inputs: Inputs | Sequence[Input]) -> dict[Input, str]:
         """Why inputs could not be predicted; of those that are not finished."""
         failed = _Listing(self.root / 'failed')
         return {
@@ -117,40 +109,31 @@ class Outputs:
             if item in failed
         }
 
-    def summarise(self, inputs: Inputs, classes: Sequence[str], threads: int) -> dict:
+    def summarise(self, inputs: Inputs | Sequence[Input], classes: Sequence[str], threads: int) -> dict:
         """Add up all inputs in ``summary.json``.
 
         Returns:
-            ``inputs``, ``finished``, ``failed`` (reasons by input), ``pixels``, and ``classes``, the largest first,
-            each with the number of inputs that it is in.
+            See :func:`add_up`.
         """
-        finished, failures = _Listing(self.root / 'areas'), self.failures(inputs)
-        pixels, among = np.zeros((2, len(classes)), np.int64)
-        done = 0
+        finished = _Listing(self.root / 'areas')
         with ThreadPoolExecutor(threads) as pool:
-            for _, reading in completed(pool, self._read_areas, (i for i in inputs if i in finished), 8 * threads):
-                done += 1
-                for area in reading.result():
-                    pixels[area['label']] += area['pixels']
-                    among[area['label']] += 1
-        summary = dict(
-            inputs=len(inputs),
-            finished=done,
-            failed={item.name: reason for item, reason in failures.items()},
-            pixels=int(pixels.sum()),
-            classes=[{**area._asdict(), 'inputs': int(among[area.label])} for area in list_areas(pixels, classes)],
-        )
-        with written_beside(self.root / 'summary.json') as beside:
-            beside.write_text(json.dumps(summary, indent=1))
+            reading = completed(pool, self._read_areas, (i for i in inputs if i in finished), 8 * threads)
+            failures = {item.name: reason for item, reason in self.failures(inputs).items()}
+            summary = add_up(len(inputs), (read.result() for _, read in reading), failures, classes)
+        self.put('summary.json', json.dumps(summary, indent=1).encode())
         return summary
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file about all inputs."""
+        with written_beside(self.root / name) as beside:
+            beside.write_bytes(content)
 
     def _read_areas(self, item: Input) -> list[dict]:
         return json.loads(self._place('areas', item, '.json').read_text())['areas']
 
     def _finish(self, item: Input, report: dict) -> None:
         self._place('failed', item, '.json').unlink(missing_ok=True)
-        areas = [area._asdict() for area in report.pop('areas')]
-        self._write_json(self._place('areas', item, '.json'), dict(input=item.name, **report, areas=areas))
+        self._write_json(self._place('areas', item, '.json'), dict(input=item.name, **report))
 
     def _place(self, part: str, item: Input, suffix: str) -> Path:
         return self.root / part / (item.key + suffix)
@@ -161,6 +144,47 @@ class Outputs:
     def _write_json(self, path: Path, content: dict) -> None:
         with written_beside(path, self.staging) as beside:
             beside.write_text(json.dumps(content, indent=1))
+
+
+def check_made_with(root: str | Path, before: dict, now: dict) -> None:
+    """Make sure that outputs that are there, and those to come, are made alike.
+
+    Raises:
+        UserError: they are not.
+    """
+    different = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+    if different:
+        changes = '\n'.join(f'  {key}: {before.get(key)}, now {now.get(key)}' for key in different)
+        raise UserError(f'{root} holds outputs that were made otherwise.\n{changes}\n  Choose another folder.')
+
+
+def add_up(inputs: int, areas: Iterable[list[dict]], failed: dict[str, str], classes: Sequence[str]) -> dict:
+    """All inputs together.
+
+    Args:
+        inputs: How many there are.
+        areas: Of each that is finished.
+        failed: Why others could not be predicted, by name.
+        classes: Names of all classes.
+
+    Returns:
+        ``inputs``, ``finished``, ``failed``, ``pixels``, and ``classes``, the largest first, each with the number of
+        inputs that it is in.
+    """
+    pixels, among = np.zeros((2, len(classes)), np.int64)
+    finished = 0
+    for of_one in areas:
+        finished += 1
+        for area in of_one:
+            pixels[area['label']] += area['pixels']
+            among[area['label']] += 1
+    return dict(
+        inputs=inputs,
+        finished=finished,
+        failed=failed,
+        pixels=int(pixels.sum()),
+        classes=[{**area._asdict(), 'inputs': int(among[area.label])} for area in list_areas(pixels, classes)],
+    )
 
 
 @contextlib.contextmanager

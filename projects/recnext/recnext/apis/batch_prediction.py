@@ -87,7 +87,7 @@ def infer(
             '  For the summary, and for what may be missing, start the same command again.'
         )
     summary = outputs.summarise(found, predictor.classes, threads)
-    _show(summary, outputs.root)
+    show_summary(summary, outputs.root)
     return summary
 
 
@@ -155,7 +155,7 @@ def _predictions(
         yield from predict_batch()
 
 
-def _show(summary: dict, out_dir: Path) -> None:
+def show_summary(summary: dict, out_dir: str | Path) -> None:
     """Print a summary: the largest classes, where the rest is, and what failed as an error."""
     from rich.console import Console
     from rich.table import Table
@@ -165,13 +165,11 @@ def _show(summary: dict, out_dir: Path) -> None:
         table.add_row(row['name'], f'{100 * row["share"]:.1f} %', str(row['inputs']))
     Console().print(table)
     number = len(summary['classes'])
-    print(f'{number} classes in {summary["finished"]} of {summary["inputs"]} inputs: {out_dir / "summary.json"}')
+    print(f'{number} classes in {summary["finished"]} of {summary["inputs"]} inputs: {out_dir}/summary.json')
     if summary['failed']:
         reasons = list(summary['failed'].values())
         more = (
-            f'\n  and {len(reasons) - MAX_LISTED} more, in {out_dir / "summary.json"}'
-            if len(reasons) > MAX_LISTED
-            else ''
+            f'\n  and {len(reasons) - MAX_LISTED} more, in {out_dir}/summary.json' if len(reasons) > MAX_LISTED else ''
         )
         raise UserError(
             f'{len(reasons)} of {summary["inputs"]} inputs could not be predicted; the others were.\n  '

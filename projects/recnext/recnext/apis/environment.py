@@ -8,7 +8,7 @@ from importlib import metadata, util
 
 from ..compat import ACTIVE, REPAIRS
 from ..utils.device import describe_device, find_device
-from ..utils.paths import CHECKPOINTS, CONFIGS, IN_CLONE, PACKAGE, list_configs
+from ..utils.paths import CHECKPOINTS, CONFIGS, ENGINES, IN_CLONE, PACKAGE, list_configs
 
 STACK = (
     ('torch',),
@@ -25,14 +25,27 @@ STACK = (
 """Packages by the names under which they are distributed."""
 
 FEATURES = {
+    'export --to executorch': ('executorch',),
     'export --to onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'export --to coreml --compress palettize': ('sklearn',),
     'web': ('gradio',),
+    '--engine openvino': ('openvino', 'onnx', 'onnxscript'),
+    '--engine onnxruntime': ('onnxruntime', 'onnx', 'onnxscript'),
+    'serve': ('fastapi', 'prometheus_client', 'python_multipart', 'uvicorn'),
+    'predict --ray': ('ray', 'pyarrow', 'pandas', 'fsspec'),
     'train --tensorboard': ('tensorboard',),
+    'train --wandb': ('wandb',),
+    'train --mlflow': ('mlflow',),
+    'train --store': ('fsspec',),
 }
 """What takes modules that are not always there."""
 
-DISTRIBUTIONS = {'sklearn': 'scikit-learn'}
+DISTRIBUTIONS = {
+    'prometheus_client': 'prometheus-client',
+    'python_multipart': 'python-multipart',
+    'ray': 'ray[data]',
+    'sklearn': 'scikit-learn',
+}
 
 
 def describe_environment() -> Iterator[str]:
@@ -56,6 +69,7 @@ def describe_environment() -> Iterator[str]:
     yield 'Places'
     yield f'  package: {PACKAGE} ({"a clone" if IN_CLONE else "installed"})'
     yield f'  configs: {CONFIGS} ({len(list_configs())})'
+    yield f'  converted networks: {ENGINES} ({len(list(ENGINES.glob("*/")))})'
     yield f'  checkpoints: {CHECKPOINTS} ({len(list(CHECKPOINTS.glob("*.pth")))})'
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,25 @@ class Prediction:
         """
         legend = [(area.name, self.palette[area.label], area.share) for area in self.areas]
         return draw_overlay(self.image, self.labels, self.palette, legend, rows)
+
+    def labels_png(self) -> bytes:
+        """The label image as a file."""
+        return _encode(self.label_image(), 'PNG')
+
+    def overlay_jpeg(self) -> bytes:
+        """The overlay as a file."""
+        return _encode(self.overlay(), 'JPEG', quality=90)
+
+    def report(self) -> dict:
+        """``width``, ``height`` and ``areas``, for JSON."""
+        height, width = self.labels.shape
+        return dict(width=width, height=height, areas=[area._asdict() for area in self.areas])
+
+
+def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def list_areas(counts: np.ndarray, classes: Sequence[str]) -> list[Area]:
@@ -170,9 +190,15 @@ class Predictor:
         """
         return self.predict([self.prepare(image)])[0]
 
-    def prepare(self, image: str | Path | np.ndarray) -> PreparedImage:
-        """Read an image and bring it through the test pipeline of the config; may run in several threads."""
-        pixels, name = (image, 'The image') if isinstance(image, np.ndarray) else (read_image(image), str(image))
+    def prepare(self, image: str | Path | bytes | np.ndarray, name: str | None = None) -> PreparedImage:
+        """Read an image and bring it through the test pipeline of the config; may run in several threads.
+
+        Args:
+            image: As for a call; or the content of a file.
+            name: What messages call it; None means the path.
+        """
+        name = name or (str(image) if isinstance(image, str | Path) else 'The image')
+        pixels = image if isinstance(image, np.ndarray) else read_image(image, name)
         try:
             data = self.pipeline(dict(img=pixels))
         except Exception as error:  # cv2's and whatever a pipeline of the user's raises

@@ -5,15 +5,18 @@ import importlib.util
 from mmengine.config import Config
 
 from ..engine.checks import Start, choose_weights, set_data_root
-from ..engine.config import add_hook, is_segmentor, load_config, set_work_dir
+from ..engine.config import add_hook, is_segmentor, load_config, name_of, set_work_dir
 from ..engine.config_check import check_keys, check_parts_fit
-from ..engine.distributed import can_sync_norms, get_process_info, joined_processes
+from ..engine.distributed import can_sync_norms, check_same_start, get_process_info, joined_processes
+from ..engine.hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
 from ..engine.optim import use_bfloat16
 from ..engine.runner import build_runner, run_on
 from ..models.builder import build_skeleton
 from ..utils.device import find_device
-from ..utils.errors import UserError
+from ..utils.errors import StartAgain, UserError
 from ..utils.files import make_folder, remove_partial_files
+from ..utils.signals import noted_stop_signals
+from ..weights.store import Store, share_newest_checkpoint
 
 
 def train(
@@ -25,6 +28,10 @@ def train(
     channels_last: bool = False,
     compile: bool = False,
     tensorboard: bool = False,
+    wandb: str | None = None,
+    mlflow: str | None = None,
+    total_batch_size: int | None = None,
+    store: str | None = None,
     data_root: str | None = None,
     cfg_options: dict | None = None,
     launcher: str = 'none',
@@ -40,12 +47,17 @@ def train(
         channels_last: Keep weights and activations in channels-last order.
         compile: Compile the network.
         tensorboard: Write TensorBoard files beside the JSON lines.
+        wandb: Project of Weights & Biases to log to; ``''`` for one of the config's name.
+        mlflow: Address of the MLflow server to log to.
+        total_batch_size: Images an iteration of all processes together, in place of the config's for each.
+        store: Where checkpoints and logs are copied to, and fetched from to go on; see :class:`Store`.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
 
     Raises:
         UserError: what is missing or does not fit, before the first iteration.
+        StartAgain: a signal has stopped training; it goes on with ``resume='auto'``.
     """
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
@@ -60,6 +72,8 @@ def train(
     set_data_root(cfg, data_root, ('train', 'val'), skeleton)
     process = get_process_info(launcher)
     where = find_device(process=process.local_rank)
+    if total_batch_size is not None:
+        share_batch(cfg, total_batch_size, process.world_size)
     together = process.world_size if cfg.get('sync_bn') and can_sync_norms(where) else 1
     check_parts_fit(cfg, is_segmentor(cfg), together, skeleton)
     if amp:
@@ -71,22 +85,57 @@ def train(
     if compile:
         add_hook(cfg, 'CompileHook')
     if tensorboard:
-        write_tensorboard_files(cfg)
+        add_tracker(cfg, '--tensorboard', 'tensorboard', type='TensorboardVisBackend')
+    if wandb is not None:
+        project = wandb or name_of(config, cfg)
+        add_tracker(cfg, '--wandb', 'wandb', type='WandbVisBackend', init_kwargs=dict(project=project))
+    if mlflow:
+        experiment = name_of(config, cfg)
+        add_tracker(cfg, '--mlflow', 'mlflow', type='MLflowVisBackend', tracking_uri=mlflow, exp_name=experiment)
+    if store:
+        add_hook(cfg, 'StoreHook', url=store)
+        if resume == 'auto' or (resume is None and cfg.get('resume')):
+            share_newest_checkpoint(Store(store), cfg.work_dir)
     start = choose_weights(cfg, resume, skeleton)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
     with run_on(where), joined_processes(cfg, where):
-        _run_training(cfg, start)
+        stopped = _run_training(cfg, start)
+    if stopped:
+        raise StartAgain(stopped)
 
 
-def _run_training(cfg: Config, start: Start | None) -> None:
+def _run_training(cfg: Config, start: Start | None) -> str | None:
+    """Train to the end, or until a signal; then say what training goes on from."""
     runner = build_runner(cfg, start)
+    check_same_start(start and start.content['meta']['iter'])
     runner.logger.info(describe_batch(cfg, runner.world_size))
     if start and start.damaged:
         runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
-    runner.train()
+    with noted_stop_signals() as request:
+        hook = StopAtSignalHook(request)
+        runner.register_hook(hook)
+        try:
+            runner.train()
+        except StoppedInEpoch:
+            runner.call_hook('after_train')
+    return hook.stopped
+
+
+def share_batch(cfg: Config, total: int, processes: int) -> None:
+    """Set a config to train on so many images an iteration, of all processes together; in place.
+
+    Raises:
+        UserError: they cannot be shared out evenly.
+    """
+    if total % processes:
+        raise UserError(
+            f'--total-batch-size {total} cannot be shared out among {processes} processes: expected a multiple of '
+            'their number, and of every other number of processes that training may go on with.'
+        )
+    cfg.train_dataloader.batch_size = total // processes
 
 
 def scale_learning_rate(cfg: Config) -> None:
@@ -103,17 +152,22 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def write_tensorboard_files(cfg: Config) -> None:
-    """Set a config to write TensorBoard files beside its other logs; in place.
+def add_tracker(cfg: Config, option: str, package: str, **backend: object) -> None:
+    """Set a config to log to one of mmengine's backends beside its others; in place.
+
+    Args:
+        cfg: Of the run.
+        option: By which the user asks for it.
+        package: That it needs.
+        backend: Its config.
 
     Raises:
-        UserError: TensorBoard is not installed.
+        UserError: the package is not installed.
     """
-    if importlib.util.find_spec('tensorboard') is None:
-        raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f'{option} needs the package {package}: pip install {package}')
     visualizer = cfg.get('visualizer') or dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-    backends = [*(visualizer.get('vis_backends') or []), dict(type='TensorboardVisBackend')]
-    cfg.visualizer = {**visualizer, 'vis_backends': backends}
+    cfg.visualizer = {**visualizer, 'vis_backends': [*(visualizer.get('vis_backends') or []), backend]}
 
 
 def describe_batch(cfg: Config, world_size: int) -> str:

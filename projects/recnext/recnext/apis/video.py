@@ -29,8 +29,8 @@ def predict_video(
         on_frame: Called after each frame.
 
     Returns:
-        ``width`` and ``height`` in pixels, ``fps``, ``frames``, ``areas`` in all frames together, and ``frame_areas``:
-        of each frame, a dict from the index of each class in it to its pixels.
+        ``width`` and ``height`` in pixels, ``fps``, ``frames``, ``frame_areas``: of each frame, a dict from the index
+        of each class in it to its pixels; and ``areas`` in all frames together, for JSON.
 
     Raises:
         ImageError: it cannot be read, or the overlay cannot be written.
@@ -60,8 +60,8 @@ def predict_video(
     if overlay is not None and _count_frames(overlay) < len(frame_areas):  # OpenCV does not tell of a full disk
         raise RuntimeError(f'OpenCV could not write all of {overlay}')
     height, width = frame.shape[:2]
-    areas = list_areas(totals, predictor.classes)
-    return dict(width=width, height=height, fps=fps, frames=len(frame_areas), areas=areas, frame_areas=frame_areas)
+    areas = [area._asdict() for area in list_areas(totals, predictor.classes)]
+    return dict(width=width, height=height, fps=fps, frames=len(frame_areas), frame_areas=frame_areas, areas=areas)
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:

@@ -141,7 +141,8 @@ class Graphed:
 def build_form(cfg: Config, weights: dict[str, Tensor], form: Form, device: torch.device) -> nn.Module:
     """The segmentor in a form."""
     single = form.precision in ('fp32', 'tf32')
-    way = Deployment(precision='fp32' if single else form.precision, compile=form.execution == 'compiled')
+    engine = 'compile' if form.execution == 'compiled' else 'torch'
+    way = Deployment(precision='fp32' if single else form.precision, engine=engine)
     segmentor = build_contender(cfg, weights, None if form.whose == STOCK else way, device)
     if form.whose == STOCK and not single:
         segmentor.predict = torch.autocast(device.type, DTYPES[form.precision])(segmentor.predict)

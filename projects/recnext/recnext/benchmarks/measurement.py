@@ -1,10 +1,12 @@
 """Whole segmentors, mmseg's own and this project's, measured alternately on the same images in one run."""
 
+import contextlib
 import multiprocessing
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import cv2
@@ -30,10 +32,10 @@ from ..weights.checkpoint import read_checkpoint
 
 NETWORK = ('backbone', 'neck', 'head')
 
-STAGES = ('load', 'prepare', *NETWORK, 'compiled', 'labels', 'metric', 'rest')
+STAGES = ('load', 'prepare', *NETWORK, 'engine', 'labels', 'metric', 'rest')
 """Where the time of an image goes.
 
-``prepare``: to the device, and normalised; ``compiled``: the network, in which the parts cannot be told apart;
+``prepare``: to the device, and normalised; ``engine``: the network, where its parts cannot be told apart;
 ``labels``: from the head's logits to the label map; ``rest``: such as labels back to the CPU.
 """
 
@@ -49,8 +51,15 @@ PEAK_SIZE = 1536
 """Rows and columns of the matrices whose product tells how fast the machine can be."""
 
 
-def contenders(compiled: bool) -> dict[str, Deployment | None]:
-    """Names and forms to run the network in; mmseg's own is none of ours."""
+def contenders(engines: Sequence[str] = ()) -> dict[str, Deployment | None]:
+    """Names and forms to run the network in; mmseg's own is none of ours.
+
+    Args:
+        engines: To be measured as well, in each precision that they have here.
+
+    Raises:
+        UserError: one of them cannot run here.
+    """
     ways = {
         STOCK: None,
         FAST: Deployment(),
@@ -58,9 +67,10 @@ def contenders(compiled: bool) -> dict[str, Deployment | None]:
         'ours, bf16': Deployment('all', 'bf16'),
         'ours, bf16, norms only': Deployment('norms', 'bf16'),
     }
-    if compiled:
-        ways['ours, compiled'] = Deployment(compile=True)
-        ways['ours, bf16, compiled'] = Deployment('all', 'bf16', compile=True)
+    for engine in engines:
+        ways[engine] = Deployment(engine=engine)
+        with contextlib.suppress(UserError):
+            ways[f'{engine}, bf16'] = Deployment(precision='bf16', engine=engine)
     return ways
 
 
@@ -97,13 +107,13 @@ def parts(segmentor: EncoderDecoder) -> dict[str, nn.Module]:
     return FastEncoderDecoder.parts(segmentor)
 
 
-def watch(segmentor: nn.Module, stopwatch: Stopwatch, compiled: bool) -> None:
-    """Count the parts of a segmentor; of a compiled one the whole network.
+def watch(segmentor: nn.Module, stopwatch: Stopwatch, whole: bool) -> None:
+    """Count the parts of a segmentor; where they cannot be told apart, the whole network.
 
     It is the forward methods that are counted, as mmseg's heads call their own past the hooks.
     """
-    if compiled:
-        segmentor.network = stopwatch.timed('compiled', segmentor.network)
+    if whole:
+        segmentor.network = stopwatch.timed('engine', segmentor.network)
     else:
         for name, part in parts(segmentor).items():
             part.forward = stopwatch.timed(name, part.forward)
@@ -112,7 +122,7 @@ def watch(segmentor: nn.Module, stopwatch: Stopwatch, compiled: bool) -> None:
 
 
 def measure(
-    cfg: Config, weights: dict[str, Tensor], images: int, rounds: int, compiled: bool, device: torch.device
+    cfg: Config, weights: dict[str, Tensor], images: int, rounds: int, engines: Sequence[str], device: torch.device
 ) -> dict:
     """Test the first images of the config's test set with every contender in turn, several times over.
 
@@ -121,8 +131,10 @@ def measure(
     Returns:
         For each contender: ``images_per_second``, end to end; ``milliseconds`` an image by stage, medians over the
         rounds, averaged over the images; ``different_pixels`` of all ``pixels`` against mmseg; ``mIoU``; ``memory_mb``,
-        the peak of the network alone and what prediction adds to it; ``logit_error``, root mean square over that of
-        mmseg's logits, for the first image; ``gflop`` and ``parameters`` by part.
+        the peak of the network alone and what prediction adds to it; ``process_mb``, the peak of the whole process when
+        it tests (Linux) or of the accelerator's allocator; ``start_seconds`` from weights in memory to the first
+        logits, in which an engine converts the network or finds it in its cache; ``logit_error``, root mean square
+        over that of mmseg's logits, for the first image; ``gflop`` and ``parameters`` by part.
 
     Raises:
         UserError: a contender's process died.
@@ -137,7 +149,7 @@ def measure(
             raise UserError(f'The process of {name!r} ended; its own message stands above.') from None
 
     try:
-        for name, way in contenders(compiled).items():
+        for name, way in contenders(engines).items():
             connections[name], theirs = context.Pipe()
             args = (theirs, cfg.to_dict(), weights, way, images, str(device))
             processes.append(context.Process(target=_compete, args=args, daemon=True))
@@ -176,18 +188,26 @@ def _compete(
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope('mmseg')
     MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
-    segmentor = build_contender(cfg, weights, way, device)
-    compiled = way is not None and way.compile
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    sample = dataset[0]
+    began = perf_counter()
+    segmentor = build_contender(cfg, weights, way, device)
+    segmentor(_batch_inputs(segmentor, sample))
+    started = perf_counter()
+    whole = way is not None and way.whole
     facts = dict(
-        # A compiler's own memory would count as the network's.
-        memory_mb=None if compiled else measure_memory(segmentor, dataset, device),
+        start_seconds=started - began,
+        # An engine has memory of its own, and counts no operations.
+        memory_mb=None if whole else measure_memory(segmentor, dataset, device),
         parameters=count_parameters(segmentor),
-        gflop=None if compiled else count_gflop(segmentor, dataset),
+        gflop=None if whole else count_gflop(segmentor, dataset),
     )
-    trial = Trial(segmentor, dataset, device, compiled)
+    trial = Trial(segmentor, dataset, device, whole)
     images = min(images, len(dataset))
+    if can_tell_peak(device):
+        reset_peak(device)
     labels = [trial.test([index])[0] for index in range(images)]
+    facts['process_mb'] = peak_memory(device) if can_tell_peak(device) else None
     facts['mIoU'] = float(trial.metric.evaluate(images)['mIoU'])
     logits = segmentor(_batch_inputs(segmentor, dataset[0])).float().cpu().numpy()
     connection.send((facts, labels, logits))
@@ -228,7 +248,7 @@ class Trial:
         self.metric.results.clear()
         seconds = self.stopwatch.read()
         seconds['prepare'] = seconds['step'] - seconds['predict']
-        seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in (*NETWORK, 'compiled'))
+        seconds['labels'] = seconds['predict'] - sum(seconds.get(part, 0) for part in (*NETWORK, 'engine'))
         seconds['rest'] = seconds['image'] - seconds['load'] - seconds['step'] - seconds['metric']
         return seconds
 

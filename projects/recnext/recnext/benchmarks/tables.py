@@ -54,10 +54,15 @@ def _images(results: dict) -> Iterator[str]:
 def _memory(results: dict) -> Iterator[str]:
     yield 'Peak memory'
     for name, result in results['contenders'].items():
-        memory = result['memory_mb']
-        if memory is None:
-            continue
-        yield f'  {name:<24} network {memory["network"]:6.0f} MB, prediction adds {memory["prediction_adds"]:6.0f} MB'
+        memory, process = result['memory_mb'], result['process_mb']
+        said = [] if process is None else [f'in all {process:6.0f} MB']
+        if memory is not None:
+            said += [f'network {memory["network"]:6.0f} MB', f'prediction adds {memory["prediction_adds"]:6.0f} MB']
+        yield f'  {name:<24} {", ".join(said)}'
+    yield ''
+    yield 'From weights in memory to the first logits'
+    for name, result in results['contenders'].items():
+        yield f'  {name:<24} {result["start_seconds"]:6.1f} s'
     yield ''
 
 

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def benchmark(
     images: int = 20,
     rounds: int = 5,
     copies_at: tuple[int, int] | None = None,
-    compile: bool = False,
+    engines: Sequence[str] = (),
     sweep: bool = False,
     device: str = AUTO,
     work_dir: str | None = None,
@@ -44,6 +44,7 @@ def benchmark(
     Raises:
         UserError: what is missing or does not fit, before anything is measured.
     """
+    measurement.contenders(engines)
     cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
     where = find_device(device)
     make_folder(cfg.work_dir)
@@ -52,7 +53,7 @@ def benchmark(
         if copies_at:
             measurement.copies_at(cfg, copies_at, images, Path(folder))
         weights = measurement.initial_weights(cfg, checkpoint)
-        contenders = measurement.measure(cfg, weights, images, rounds, compile, where)
+        contenders = measurement.measure(cfg, weights, images, rounds, engines, where)
     results = dict(
         config=Path(config).stem,
         checkpoint=checkpoint and Path(checkpoint).name,

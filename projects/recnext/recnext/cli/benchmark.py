@@ -17,6 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='test copies of the images in this original size',
     )
     parser.add_argument('--sweep', action='store_true', help='measure the label maps over sizes and classes as well')
+    engines = parser.add_mutually_exclusive_group()
+    engines.add_argument(
+        '--engines',
+        nargs='+',
+        choices=('compile', 'openvino', 'onnxruntime'),
+        default=[],
+        help='measure these engines as well; slow to start for the first time',
+    )
+    engines.add_argument(
+        '--compile', dest='engines', action='store_const', const=['compile'], help='the same as --engines compile'
+    )
     add_benchmark_options(parser)
     add_config_options(parser)
 

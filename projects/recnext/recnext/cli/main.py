@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError:  # nothing is completed then
     shtab = None
 
-from ..utils.errors import UserError
+from ..utils.errors import START_AGAIN, StartAgain, UserError, report_final
 from .options import WrongUse
 
 COMMANDS = (
@@ -26,8 +26,10 @@ COMMANDS = (
     'report',
     'check-dataset',
     'web',
+    'serve',
     'benchmark',
     'benchmark-training',
+    'benchmark-export',
     'benchmark-gpu',
     'make-samples',
     'configs',
@@ -84,8 +86,9 @@ def run_tool(name: str, **preset: object) -> None:
 def carry_out(args: argparse.Namespace) -> None:
     """Run a command.
 
-    Exits with 0; with 1 and the message of a user's mistake; with 2 where arguments do not go together; with 130 after
-    Ctrl-C; with 141, as a shell has it, when what reads its output has ended. Other errors keep their traceback.
+    Exits with 0; with 1 and the message of a user's mistake; with 2 where arguments do not go together; with 75 where
+    work was interrupted that goes on when it is started again; with 130 after Ctrl-C; with 141, as a shell has it, when
+    what reads its output has ended. Other errors keep their traceback.
     """
     settings = vars(args)
     run, parser = settings.pop('run'), settings.pop('parser')
@@ -97,7 +100,10 @@ def carry_out(args: argparse.Namespace) -> None:
         sys.exit(141)
     except WrongUse as error:
         parser.error(str(error))
+    except StartAgain:
+        sys.exit(START_AGAIN)  # the log of the work has said why
     except UserError as error:
+        report_final(error)
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)

@@ -128,7 +128,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help='memory order of weights and activations (default: on)',
     )
-    parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        '--engine',
+        choices=('torch', 'compile', 'openvino', 'onnxruntime'),
+        default='torch',
+        help='what the network runs in; others than torch are slow to start for the first time (default: torch)',
+    )
+    engine.add_argument(
+        '--compile', dest='engine', action='store_const', const='compile', help='the same as --engine compile'
+    )
     add_device(parser)
 
 
@@ -139,7 +148,7 @@ def with_deployment(args: argparse.Namespace) -> dict:
 
     keep_freed_memory()
     rest = vars(args)
-    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'compile')}
+    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'engine')}
     return dict(rest, deployment=Deployment(**form))
 
 
@@ -153,8 +162,25 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_options(parser: argparse.ArgumentParser, port: int) -> None:
+    """Where a server listens, and how large the images are that it takes."""
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
+    parser.add_argument(
+        '--port', type=whole_number(0), default=port, metavar='N', help=f'default: {port}; 0 takes any that is free'
+    )
+    parser.add_argument(
+        '--max-upload', type=whole_number(1), default=32, metavar='MB', help='largest file that is taken (default: 32)'
+    )
+    parser.add_argument(
+        '--max-pixels',
+        type=whole_number(1),
+        default=64,
+        metavar='N',
+        help='largest image that is taken, in millions of pixels (default: 64)',
+    )
+
+
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     """What both benchmarks have."""
     parser.add_argument('--rounds', type=whole_number(1), default=5, metavar='N', help='measurements (default: 5)')
-    parser.add_argument('--compile', action='store_true', help='measure torch.compile as well; takes minutes to start')
     add_device(parser)

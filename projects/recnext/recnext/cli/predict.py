@@ -1,8 +1,10 @@
 """Predict images, folders and videos: label maps, areas of the classes, and pictures with a legend."""
 
 import argparse
+import re
 
 from .options import (
+    WrongUse,
     add_cfg_options,
     add_launcher_options,
     add_model,
@@ -38,12 +40,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help='images in a batch (default: 1)')
     add_cfg_options(parser)
     add_launcher_options(parser)
+    ray = parser.add_argument_group('on a cluster, with Ray')
+    ray.add_argument(
+        '--ray',
+        nargs='?',
+        const='local',
+        type=ray_address,
+        metavar='ADDRESS',
+        help='predict on a Ray cluster: host:port, or auto; without ADDRESS, on one of its own on this machine. INPUT '
+        'may then be addresses (s3://...), and .tar (WebDataset) or .parquet files with images in them',
+    )
+    ray.add_argument(
+        '--write',
+        choices=('files', 'parquet', 'webdataset'),
+        help='how outputs are written; as shards, DIR may be an address (default: files)',
+    )
+    ray.add_argument(
+        '--actors',
+        type=whole_number(1),
+        metavar='N',
+        help='predict at most N times at once (default: as the CPUs or GPUs allow now; for a cluster that grows)',
+    )
+    ray.add_argument(
+        '--gpu-share', type=share, metavar='SHARE', help='of a GPU, for each actor, such as 0.5 (default: 1)'
+    )
+
+
+def ray_address(text: str) -> str:
+    """Type of the argument: a folder that stands there was meant for an input."""
+    if text in ('auto', 'local') or re.fullmatch(r'[\w.-]+:\d+', text):
+        return text
+    raise argparse.ArgumentTypeError(f'expected host:port or auto, found {text!r}; inputs come before --ray')
+
+
+def share(text: str) -> float:
+    """Type of an argument that is a part of one."""
+    if not re.fullmatch(r'0?\.\d+|1(\.0*)?', text) or float(text) == 0:
+        raise argparse.ArgumentTypeError(f'expected a number above 0, up to 1, found {text!r}')
+    return float(text)
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.batch_prediction import infer
-
+    of_ray = {name: value for name in ('write', 'actors', 'gpu_share') if (value := vars(args).pop(name)) is not None}
+    address = vars(args).pop('ray')
+    if of_ray and not address:
+        raise WrongUse(f'--{next(iter(of_ray)).replace("_", "-")} is for --ray')
+    if address and args.launcher != 'none':
+        raise WrongUse('--ray starts its own processes; --launcher is for those of the scripts')
     if args.checkpoint and not names_weights(args.checkpoint):
         args.inputs.insert(0, args.checkpoint)
         args.checkpoint = None
-    infer(**with_deployment(with_weights(args)))
+    settings = with_deployment(with_weights(args))
+    if address:
+        from ..apis.ray_prediction import infer_on_ray
+
+        del settings['launcher']
+        infer_on_ray(**settings, **of_ray, address=address)
+    else:
+        from ..apis.batch_prediction import infer
+
+        infer(**settings)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_config, add_config_options, add_launcher_options
+from .options import add_config, add_config_options, add_launcher_options, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; slow to start')
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard files as well')
+    parser.add_argument(
+        '--wandb', nargs='?', const='', metavar='PROJECT', help='log to Weights & Biases (default: one named as CONFIG)'
+    )
+    parser.add_argument('--mlflow', metavar='URI', help='log to this MLflow server')
+    parser.add_argument(
+        '--total-batch-size',
+        type=whole_number(1),
+        metavar='N',
+        help='images an iteration of all processes together, however many there are',
+    )
+    parser.add_argument(
+        '--store', metavar='URL', help='copy checkpoints and logs to s3://..., gs://... and the like; --resume fetches'
+    )
     add_config_options(parser)
     add_launcher_options(parser)
 

@@ -3,7 +3,8 @@
 What iteration t computes depends on the seed, on t and on the weights, and on nothing else: not on the number of
 workers, not on what was drawn before. So a resumed run needs no history. The sampler starts where the checkpoint ends
 (mmengine reads all the batches once more and throws them away), each sample is augmented with random numbers of its
-own, and so is each iteration's dropout.
+own, and so is each iteration's dropout. The order of the samples is one for all processes together, so that training
+can go on with another number of them.
 """
 
 import random
@@ -25,11 +26,12 @@ class ResumableSampler(InfiniteSampler):
     """
 
     start = 0
-    """How many samples of this process to skip; read when the iteration begins."""
+    """How many samples of the order, of all processes together, to skip; read when the iteration begins."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        places = range(self.rank + self.start * self.world_size, 2**62, self.world_size)
-        yield from zip(places, islice(self._indices_of_rank(), self.start, None))
+        first = self.start + self.rank
+        places = range(first, 2**62, self.world_size)
+        yield from zip(places, islice(self._infinite_indices(), first, None, self.world_size))
 
 
 @DATASETS.register_module()

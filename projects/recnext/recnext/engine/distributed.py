@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier
+from mmengine.dist import all_gather_object, barrier
 from torch import distributed
 
-from ..utils.errors import UserError
+from ..utils.errors import PassingError, UserError
 
 LONGEST_WAIT = timedelta(days=30)
 """That one process waits for another."""
@@ -40,6 +40,24 @@ def joined_processes(cfg: Config, device: torch.device) -> Iterator[None]:
         gc.collect()  # the Runner and its model refer to each other in circles
         barrier()
         distributed.destroy_process_group()
+
+
+def check_same_start(iteration: int | None) -> None:
+    """Make sure that all processes go on from the same checkpoint.
+
+    Args:
+        iteration: Of that of this process; None at a fresh start.
+
+    Raises:
+        PassingError: they do not; a shared file system may be late.
+    """
+    starts = all_gather_object(iteration)
+    if len(set(starts)) > 1:
+        said = ', '.join('none' if start is None else str(start) for start in starts)
+        raise PassingError(
+            f'The processes would go on from checkpoints of different iterations: {said}. All machines must see the '
+            'same work dir, or the same --store.'
+        )
 
 
 def prepare_processes(cfg: Config, device: torch.device) -> None:

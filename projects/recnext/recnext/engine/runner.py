@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from mmengine.config import Config
@@ -13,6 +14,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch.utils.data import DataLoader, Dataset
 
 from ..datasets.guarded_pipeline import GuardedPipeline
+from ..utils.signals import outlive_stop_signals
 from .checks import Start
 from .hooks.evaluation_record import EvaluationRecordHook
 from .hooks.gather import GatherInWorkDirHook
@@ -28,6 +30,7 @@ class GuardedRunner(Runner):
     def build_dataloader(dataloader: DataLoader | dict, *args: object, **kwargs: object) -> DataLoader:
         """See :meth:`Runner.build_dataloader`."""
         loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
         for dataset in _innermost(loader.dataset):
             if isinstance(dataset.pipeline, Compose):
                 dataset.pipeline = GuardedPipeline(dataset)
@@ -50,6 +53,12 @@ class GuardedRunner(Runner):
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return content
+
+
+def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    outlive_stop_signals()  # after PyTorch, which lets its workers end at a signal to the whole group
+    if init is not None:
+        init(worker)
 
 
 def _innermost(dataset: Dataset) -> Iterator[BaseDataset]:

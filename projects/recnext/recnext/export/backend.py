@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .capture import Wrapper
 from .sizes import ImageSizes
 from .source import Source
 from .verification import Model
+
+if TYPE_CHECKING:
+    from .quantization import Calibration
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class ExportOptions:
         verify: Compare the saved file with PyTorch.
         images: Image files to verify with; if None, of the config's test set, or drawn scenes.
         benchmark: Measure the latency on this machine.
+        calibrate: Folder of images for 8 bits; if None, of the config's training set, or drawn scenes.
+        keep_float: Patterns, as of a shell, of names of modules that 8 bits leave out, such as ``'decode_head.*'``.
+        max_drop: Points by which mIoU may fall with 8 bits, where there are annotations to measure it.
     """
 
     part: str = 'segmentor'
@@ -33,6 +39,9 @@ class ExportOptions:
     verify: bool = True
     images: Sequence[str] | None = None
     benchmark: bool = False
+    calibrate: str | None = None
+    keep_float: Sequence[str] = ()
+    max_drop: float = 1.0
 
 
 class Converted(Protocol):
@@ -54,10 +63,11 @@ class Backend(Protocol):
     """A format, with the options that only it has.
 
     Attributes:
-        suffix: Of its files.
+        suffix: Of its files; empty if it writes a folder, of any name.
         single: Whether a label map is that of one image, (H, W), and not of a batch, (N, H, W).
         stored: Precision of the numbers in its files, for a person to read.
         tolerance: How closely a file must agree with PyTorch: see :meth:`.Agreement.check`.
+        calibrated: Whether its maps are rounded to 8 bits, in ranges that have to be measured on images.
     """
 
     @property
@@ -71,6 +81,9 @@ class Backend(Protocol):
 
     @property
     def tolerance(self) -> str: ...
+
+    @property
+    def calibrated(self) -> bool: ...
 
     def check(self, options: ExportOptions) -> None:
         """Make sure, before anything is loaded, that it can be done on this machine.
@@ -90,8 +103,17 @@ class Backend(Protocol):
             UserError: it cannot take those.
         """
 
-    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> Converted:
-        """Capture the wrapper and convert it, together with what the file says of its source."""
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: 'Calibration | None' = None
+    ) -> Converted:
+        """Capture the wrapper and convert it, together with what the file says of its source.
+
+        Args:
+            wrapper: The folded network, in eval mode, which stays as it is.
+            sizes: As :meth:`choose_sizes` gives them.
+            source: Where the weights are from.
+            calibration: Of a backend that is :attr:`calibrated`: images of the first size, and what stays as it is.
+        """
 
     def read(self, path: Path) -> SavedModel:
         """Read a saved file back, so that it can be run.

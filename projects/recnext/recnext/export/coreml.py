@@ -16,15 +16,18 @@ from PIL import Image
 from torch.export import Dim, ExportedProgram
 
 from ..engine.config import named_classes
+from ..runtimes.capture import STRIDE, capture
 from ..utils.errors import UserError
 from .backend import ExportOptions, SavedModel
-from .capture import ExportedBackbone, ExportedSegmentor, Wrapper, capture
+from .capture import ExportedBackbone, ExportedSegmentor, Wrapper
 from .coreml_benchmark import benchmark_coreml
 from .coreml_evaluator import CoreMLEvaluator
 from .coreml_graph import fix_scales, replace_powers
 from .coreml_network import NetworkEvaluator
 from .coreml_program import ProgramEvaluator
-from .sizes import STRIDE, ImageSizes, check_sizes
+from .coreml_rounding import compress_weights, quantize
+from .quantization import Calibration
+from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
 
@@ -43,7 +46,7 @@ class CoreMLBackend:
 
     Args:
         format: ``'mlprogram'`` or ``'neuralnetwork'``.
-        precision: ``'fp16'`` or ``'fp32'``; in a neural network of the weights alone.
+        precision: ``'fp16'`` or ``'fp32'``, in a neural network of the weights alone; or ``'int8'``, calibrated.
         target: Oldest system that it must run on, one of :data:`TARGETS`; if None, the first of the format.
         compress: Weights as indices into 64 values a tensor (``'palettize'``), or as 8-bit integers (``'linear8'``).
     """
@@ -62,7 +65,11 @@ class CoreMLBackend:
     @property
     def oldest(self) -> str:
         """The oldest system that the file is for."""
-        return self.target or TARGETS[self.format][0]
+        return self.target or ('iOS17' if self.calibrated else TARGETS[self.format][0])
+
+    @property
+    def calibrated(self) -> bool:
+        return self.precision == 'int8'
 
     @property
     def compressed(self) -> bool:
@@ -75,6 +82,8 @@ class CoreMLBackend:
 
     @property
     def stored(self) -> str:
+        if self.calibrated:
+            return 'int8 (W8A8), weights a scale a channel; the rest fp16'
         return self.precision + (f', weights {self.compress}' if self.compressed else '')
 
     def check(self, options: ExportOptions) -> None:
@@ -84,12 +93,18 @@ class CoreMLBackend:
             raise UserError(f'--format {format} exists for {known}; found --target {target}.')
         if self.compressed and (format != 'mlprogram' or target == 'iOS15'):
             raise UserError(f'--compress {compress} needs --format mlprogram and at least iOS16.')
+        if self.calibrated and (format != 'mlprogram' or target not in ('iOS17', 'iOS18') or self.compressed):
+            raise UserError(
+                '--precision int8 needs --format mlprogram and at least iOS17, and has no --compress: it rounds both.'
+            )
         if self.compressed and self.precision == 'fp32':
             raise UserError(f'--compress {compress} rounds the weights, for which --precision fp16 is enough.')
         if compress == 'palettize' and importlib.util.find_spec('sklearn') is None:
             raise UserError('--compress palettize needs the package scikit-learn: pip install scikit-learn')
         if options.benchmark and sys.platform != 'darwin':
             raise UserError('--benchmark measures with Core ML itself, and needs macOS.')
+        if self.calibrated and options.size and len(options.size) > 1:
+            raise UserError('--precision int8 is for one size: ranges are measured on images of it.')
 
     def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
         sizes = asked or [source.crop_size]
@@ -101,7 +116,9 @@ class CoreMLBackend:
             )
         return ImageSizes(sizes)
 
-    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> 'MLModel':
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
+    ) -> 'MLModel':
         _quiet_coremltools()
         import coremltools as ct
 
@@ -116,7 +133,7 @@ class CoreMLBackend:
         outputs = [ct.TensorType(name, dtype=types.get(name, np.float32)) for name in wrapper.names]
         options = dict(minimum_deployment_target=getattr(ct.target, self.oldest))
         if self.format == 'mlprogram':
-            options['compute_precision'] = ct.precision.FLOAT16 if self.precision == 'fp16' else ct.precision.FLOAT32
+            options['compute_precision'] = ct.precision.FLOAT32 if self.precision == 'fp32' else ct.precision.FLOAT16
         model = ct.convert(
             program, convert_to=self.format, inputs=inputs, outputs=outputs, skip_model_load=True, **options
         )
@@ -124,6 +141,8 @@ class CoreMLBackend:
             model = _halve_weights(model)
         if self.compressed:
             model = compress_weights(model, self.compress)
+        if calibration is not None:
+            model = quantize(model, program, calibration)
         write_description(model, wrapper, sizes, source)
         return model
 
@@ -161,17 +180,6 @@ def capture_for_coreml(wrapper: Wrapper, sizes: ImageSizes) -> ExportedProgram:
     fix_scales(program)
     replace_powers(program)
     return program
-
-
-def compress_weights(model: 'MLModel', how: str) -> 'MLModel':
-    """Weights as one of 64 values of their tensor (``'palettize'``), or 8-bit integers, a scale a channel."""
-    import coremltools.optimize.coreml as cto
-
-    if how == 'palettize':
-        config = cto.OpPalettizerConfig(mode='kmeans', nbits=6)
-        return cto.palettize_weights(model, cto.OptimizationConfig(global_config=config))
-    config = cto.OpLinearQuantizerConfig(mode='linear_symmetric', dtype=np.int8)
-    return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config))
 
 
 def write_description(model: 'MLModel', wrapper: Wrapper, sizes: ImageSizes, source: Source) -> None:

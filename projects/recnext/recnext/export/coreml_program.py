@@ -22,6 +22,7 @@ Argument = Tensor | str | bool | int | float | None | list['Argument']
 """What an operation is called with."""
 
 DTYPES = dict(fp16=torch.float16, fp32=torch.float32, int32=torch.int32, int16=torch.int16, bool=torch.bool)
+INTEGERS = dict(int8=torch.int8, uint8=torch.uint8)
 GELU = dict(EXACT='none', TANH_APPROXIMATION='tanh')
 
 
@@ -93,6 +94,19 @@ class ProgramEvaluator(CoreMLEvaluator):
 
     def op_cast(self, x: Tensor, dtype: str) -> Tensor:
         return x.to(DTYPES[dtype])
+
+    def op_quantize(
+        self, input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None, axis: int | None = None
+    ) -> Tensor:
+        scale, zero_point = _along(axis, input, scale), _along(axis, input, zero_point)
+        dtype = INTEGERS[output_dtype]
+        limits = torch.iinfo(dtype)
+        return (torch.round(input / scale) + zero_point).clamp(limits.min, limits.max).to(dtype)
+
+    def op_dequantize(
+        self, input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: int | None = None
+    ) -> Tensor:
+        return (input.float() - _along(axis, input, zero_point)) * _along(axis, input, scale)
 
     def op_add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -194,6 +208,16 @@ class ProgramEvaluator(CoreMLEvaluator):
         if half_pixel_centers is not None and bool(half_pixel_centers) == bool(align_corners):
             raise UnknownOperation(f'upsample_bilinear with half_pixel_centers {half_pixel_centers}', self.path)
         return resize_bilinear(x, (float(scale_factor_height), float(scale_factor_width)), bool(align_corners))
+
+
+def _along(axis: int | None, x: Tensor, values: Tensor | float | None) -> Tensor:
+    """Scales or zero points of a quantisation, of the whole of ``x`` or along an axis, so that they multiply it."""
+    values = torch.as_tensor(0 if values is None else values).float()
+    return (
+        values
+        if axis is None or not values.ndim
+        else values.reshape([-1 if dim == int(axis) % x.ndim else 1 for dim in range(x.ndim)])
+    )
 
 
 def _plain(value: Constant) -> Argument:

@@ -12,8 +12,10 @@ from ..utils.files import written_beside
 from ..utils.memory import peak_of_process
 from .backend import Backend, ExportOptions
 from .capture import Wrapper
+from .images import Images, find_images
+from .quantization import find_calibration
 from .source import load_source
-from .verification import find_images, verify
+from .verification import verify
 
 DEFAULT = ExportOptions()
 
@@ -48,18 +50,19 @@ def export(
     _check_free(path, backend.suffix)
     source = load_source(config, checkpoint, options.fuse, cfg_options)
     sizes = backend.choose_sizes([tuple(one) for one in options.size or ()], source)
-    named, images = find_images(source.cfg, options.images) if options.verify else ('', [])
+    images = find_images(source.cfg, options.images, backend.calibrated) if options.verify else Images('', [])
     wrapper = source.wrap(options.part, options.output, backend.single)
-    converted = backend.convert(wrapper, sizes, source)
+    calibration = find_calibration(source, wrapper, options, sizes.sizes[0]) if backend.calibrated else None
+    converted = backend.convert(wrapper, sizes, source, calibration)
     with written_beside(path) as beside:
         converted.save(str(beside))
         saved = backend.read(beside)
         verified = 'no'
         if options.verify:
-            agreement = verify(saved.predict, source.original, options.part, sizes.sizes, images, named)
-            agreement.check(backend.tolerance)
+            agreement = verify(saved.predict, source.original, options.part, sizes.sizes, images)
+            agreement.check(backend.tolerance, options.max_drop)
             verified = str(agreement)
-        size = _size_of(beside)
+        size = size_of(beside)
     kinds = ', '.join(f'{number} {kind}' for kind, number in saved.operations.most_common())
     rows = dict(
         file=out,
@@ -72,7 +75,12 @@ def export(
     rows['multiply-adds'] = f'{multiply_adds / 1e9:.2f} G at {first[0]} x {first[1]}, folded: {options.fuse}'
     rows['precision'] = backend.stored
     rows['format'] = f'{saved.format}, by torch.export'
+    if calibration is not None:
+        rows['calibrated'] = f'with {calibration}'
+        rows['kept float'] = ', '.join(options.keep_float) or 'nothing'
     rows['verified'] = verified
+    if options.verify and backend.calibrated:
+        rows['mIoU'] = agreement.describe_miou()
     if source.without_figures:
         rows['figures'] = source.without_figures
     peak = peak_of_process()
@@ -86,13 +94,13 @@ def export(
 
 def _check_free(path: Path, suffix: str) -> None:
     """Make sure that a file can be called so."""
-    if path.suffix != suffix:
+    if suffix and path.suffix != suffix:
         raise UserError(f'The file to write ends in {suffix}; found {path.name}.')
     if path.exists():
         raise UserError(f'{path} is there already. Remove it, or choose another name.')
 
 
-def _size_of(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Of a file, or of all the files of a package, in bytes."""
     files = [file for file in path.rglob('*') if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

@@ -7,32 +7,70 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch.export import Dim
 
 from ..engine.config import named_classes
+from ..runtimes.capture import STRIDE, any_size, capture
+from ..runtimes.onnx import open_session, to_onnx
 from ..utils.errors import UserError
 from ..utils.timing import time_calls
 from .backend import ExportOptions, SavedModel
-from .capture import ExportedSegmentor, Wrapper, capture
-from .sizes import LEAST, STRIDE, ImageSizes, check_sizes
+from .capture import ExportedSegmentor, Wrapper
+from .onnx_rounding import halve_weights, quantize
+from .quantization import Calibration
+from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 ROUNDS = 9
 
 
+STORED = dict(fp32='fp32', fp16='weights fp16, computed in fp32', int8='int8 (QDQ), weights a scale a channel')
+
+
+class OnnxModel(NamedTuple):
+    """A model in memory."""
+
+    proto: 'ModelProto'
+
+    def save(self, path: str) -> None:
+        import onnx
+
+        onnx.save(self.proto, path)
+
+
 @dataclass(frozen=True)
 class OnnxBackend:
-    """One ``.onnx`` file in single precision: batches of images of any size, or single images of one."""
+    """One ``.onnx`` file: batches of images of any size, or single images of one.
+
+    Args:
+        precision: ``'fp32'``; ``'fp16'``, of the weights alone; or ``'int8'``, calibrated.
+    """
+
+    precision: str = 'fp32'
 
     suffix = '.onnx'
     single = False
-    stored = tolerance = 'fp32'
+
+    @property
+    def stored(self) -> str:
+        return STORED[self.precision]
+
+    @property
+    def tolerance(self) -> str:
+        return self.precision
+
+    @property
+    def calibrated(self) -> bool:
+        return self.precision == 'int8'
 
     def check(self, options: ExportOptions) -> None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -49,21 +87,22 @@ class OnnxBackend:
         # The second shows whether something of the first stayed in a graph that should take any.
         return ImageSizes([size, (height - STRIDE, width + STRIDE)], free=True)
 
-    def convert(self, wrapper: Wrapper, sizes: ImageSizes, source: Source) -> torch.onnx.ONNXProgram:
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
+    ) -> OnnxModel:
         program = capture(wrapper, sizes.sizes[0], any_size() if sizes.free else None)
-        converted = torch.onnx.export(
-            program, dynamo=True, input_names=['image'], output_names=list(wrapper.names), verbose=False
-        )
-        # Each says by lines of which files it was made, and so where these are on this machine.
-        for node in converted.model.graph.all_nodes():
-            node.metadata_props.pop('pkg.torch.onnx.stack_trace', None)
+        converted = to_onnx(program, wrapper.names)
         said = converted.model.metadata_props
-        said.clear()
         said.update(source.origin())
         if isinstance(wrapper, ExportedSegmentor):
             classes, palette = named_classes(source.cfg)
             said.update(classes=json.dumps(classes), palette=json.dumps(palette))
-        return converted
+        proto = converted.model_proto
+        if self.precision == 'fp16':
+            halve_weights(proto)
+        if calibration is not None:
+            proto = quantize(proto, calibration)
+        return OnnxModel(proto)
 
     def read(self, path: Path) -> SavedModel:
         import onnx
@@ -78,23 +117,6 @@ class OnnxBackend:
 
     def next_step(self, path: Path) -> str:
         return f"onnxruntime.InferenceSession('{path}').run(None, {{'image': pixels}})"
-
-
-def any_size() -> dict[int, Dim]:
-    """Dimensions of a batch of images (N, 3, H, W) that may change."""
-    sides = {dim: STRIDE * Dim(f'blocks_{dim}', min=LEAST // STRIDE, max=1024) for dim in (2, 3)}
-    return {0: Dim('batch', min=1, max=4096), **sides}
-
-
-def open_session(path: Path) -> Model:
-    """A saved model in onnxruntime on the processor, with as many threads as PyTorch has."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    names = [output.name for output in session.get_outputs()]
-    return lambda image: dict(zip(names, session.run(names, dict(image=image))))
 
 
 def compare_latency(predict: Model, wrapper: Wrapper, size: tuple[int, int]) -> str:

@@ -3,13 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..runtimes.capture import LEAST, STRIDE
 from ..utils.errors import UserError
-
-STRIDE = 32
-"""The largest stride of the network, in pixels: image sizes are multiples of it."""
-
-LEAST = 3 * STRIDE
-"""Sides of the smallest image of a file that takes any size, in pixels."""
 
 
 class ImageSizes(NamedTuple):

@@ -1,33 +1,27 @@
 """Whether a saved model computes what the network in PyTorch computes: the same images through both."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ..datasets.samples.scenes import make_scene
+from ..evaluation.record import class_iou, count_confusion, mean_of_known
 from ..models.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
+from .images import Images
 
-NUMBER = 3
-"""Images to verify with."""
-
-LARGEST_ERROR = dict(fp32=1e-3, fp16=float('inf'), compressed=float('inf'))
+LARGEST_ERROR = dict(fp32=1e-3, fp16=float('inf'), compressed=float('inf'), int8=float('inf'))
 """Of a logit, relative to the largest one; where weights are rounded, labels are what counts."""
 
-LARGEST_FEATURE_ERROR = dict(fp32=1e-3, fp16=3e-2, compressed=2e-1)
+LARGEST_FEATURE_ERROR = dict(fp32=1e-3, fp16=3e-2, compressed=2e-1, int8=5e-1)
 """Of a feature, relative to the largest one."""
 
-LEAST_AGREEMENT = dict(fp32=1.0, fp16=0.995, compressed=0.98)
+LEAST_AGREEMENT = dict(fp32=1.0, fp16=0.995, compressed=0.98, int8=0.95)
 """Share of the pixels whose label must be the same; in 32 bits all but ties closer than the error."""
 
 ROUNDING = 1e-5
@@ -45,14 +39,28 @@ class Agreement(NamedTuple):
     pixels: int = 0
     different: int = 0
     unexplained: int = 0  # of these: PyTorch's own scores of the two labels differ by more than rounding explains
+    # Pixels by truth and prediction, of PyTorch and of the file, (2, classes + 1, classes); None without annotations.
+    confusions: np.ndarray | None = None
 
     @property
     def share(self) -> float:
         """Of the pixels, those with the same label."""
         return 1 - self.different / self.pixels
 
-    def check(self, precision: str) -> None:
-        """Make sure that a model is right for its precision: ``'fp32'``, ``'fp16'`` or ``'compressed'``.
+    @property
+    def mious(self) -> tuple[float, float]:
+        """mIoU of PyTorch and of the file, in per cent; not numbers where it is not known."""
+        if self.confusions is None:
+            return float('nan'), float('nan')
+        network, file = (100 * mean_of_known(class_iou(confusion)) for confusion in self.confusions)
+        return network, file
+
+    def check(self, precision: str, max_drop: float = float('inf')) -> None:
+        """Make sure that a model is right for its precision.
+
+        Args:
+            precision: ``'fp32'``, ``'fp16'``, ``'compressed'`` or ``'int8'``.
+            max_drop: Points by which mIoU may fall, where it is known.
 
         Raises:
             UserError: with what was found and expected.
@@ -75,6 +83,20 @@ class Agreement(NamedTuple):
                 f'{self.images}; expected at least {100 * LEAST_AGREEMENT[precision]:g} % in {precision}. '
                 'Nothing was written.'
             )
+        network, file = self.mious
+        if network - file > max_drop:
+            raise UserError(
+                f'The saved model is too coarse: mIoU falls from {network:.2f} to {file:.2f}, on {self.images}; '
+                f'--max-drop allows {max_drop:g}. More images with --calibrate may help, or --keep-float for the '
+                'modules that do not bear it. Nothing was written.'
+            )
+
+    def describe_miou(self) -> str:
+        """mIoU of PyTorch and of the file, for a person to read."""
+        if self.confusions is None:
+            return 'not measured: the images have no annotations'
+        network, file = self.mious
+        return f'PyTorch {network:.2f}, the file {file:.2f} ({file - network:+.2f} points)'
 
     def __str__(self) -> str:
         said = []
@@ -85,43 +107,12 @@ class Agreement(NamedTuple):
         return f'{", ".join(said)}, on {self.images}'
 
 
-def find_images(cfg: Config, paths: Sequence[str] | None) -> tuple[str, list[np.ndarray]]:
-    """Images to verify with, as cv2 reads them, (H, W, 3) in BGR, and a word on where they are from.
-
-    Args:
-        cfg: Its test set is taken where there are no paths and it is there; otherwise scenes are drawn.
-        paths: Image files.
-
-    Raises:
-        UserError: a file that is no image.
-    """
-    if not paths:
-        paths = _test_images(cfg)
-    if not paths:
-        return f'{NUMBER} drawn scenes', [make_scene(seed)[0][..., ::-1].copy() for seed in range(NUMBER)]
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None for path in paths]
-    unreadable = [str(path) for path, image in zip(paths, images) if image is None]
-    if unreadable:
-        raise UserError(f'Not an image: {", ".join(unreadable)}')
-    return f'{len(images)} images ({Path(paths[0]).name}{", ..." if len(images) > 1 else ""})', images
-
-
-def _test_images(cfg: Config) -> list[str]:
-    init_default_scope('mmseg')
-    try:
-        dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': [], 'lazy_init': False})
-        return [dataset.get_data_info(index)['img_path'] for index in range(min(NUMBER, len(dataset)))]
-    except (OSError, ValueError):  # mmengine's, for a list of nothing
-        return []
-
-
 def verify(
     model: Model,
     original: FastEncoderDecoder,
     part: str,
     sizes: Sequence[tuple[int, int]],
-    images: Sequence[np.ndarray],
-    named: str,
+    images: Images,
 ) -> Agreement:
     """Run images through a saved model and through mmseg's own operations, at each of its sizes.
 
@@ -130,27 +121,32 @@ def verify(
         original: As trained: in eval mode, nothing folded.
         part: ``'segmentor'`` or ``'backbone'``.
         sizes: (H, W), to which the images are stretched.
-        images: As :func:`find_images` gives them.
-        named: What they are.
+        images: As :func:`.images.find_images` gives them.
     """
     from rich.progress import track
 
     compare = _verify_segmentor if part == 'segmentor' else _verify_backbone
-    all_sizes = [compare(model, original, size, images, named) for size in track(sizes, 'Verifying')]
+    all_sizes = [compare(model, original, size, images) for size in track(sizes, 'Verifying')]
     errors = [agreement.error for agreement in all_sizes if agreement.error is not None]
     sums = (sum(getattr(agreement, name) for agreement in all_sizes) for name in ('pixels', 'different', 'unexplained'))
-    return Agreement(named, max(errors) if errors else None, *sums)
+    known = [agreement.confusions for agreement in all_sizes if agreement.confusions is not None]
+    return Agreement(images.named, max(errors) if errors else None, *sums, sum(known) if known else None)
 
 
-def _verify_segmentor(
-    model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Sequence[np.ndarray], named: str
-) -> Agreement:
+def inputs_of(segmentor: FastEncoderDecoder, part: str, image: np.ndarray) -> np.ndarray:
+    """What an exported segmentor or backbone takes, (1, 3, H, W), of an image (H, W, 3) in BGR."""
+    if part == 'segmentor':
+        return np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
+    return _preprocess(segmentor, image).numpy()
+
+
+def _verify_segmentor(model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Images) -> Agreement:
     largest = largest_error = pixels = different = unexplained = 0
-    known = False
-    for image in images:
+    known, confusions = False, []
+    for index, image in enumerate(images.images):
         image = cv2.resize(image, size[::-1])
         logits, scores = _reference(segmentor, image)
-        saved = model(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32))
+        saved = model(inputs_of(segmentor, 'segmentor', image))
         error = 0.0
         for name, expected in (('logits', logits), ('scores', scores)):
             if name in saved:
@@ -172,14 +168,24 @@ def _verify_segmentor(
         different += int(wrong.sum())
         tolerance = 2 * error if known else ROUNDING * float(scores.abs().max())
         unexplained += int((margins > tolerance).sum()) if scores.shape[1] > 1 else int(wrong.sum())
-    return Agreement(named, largest_error / largest if known else None, pixels, different, unexplained)
+        if images.annotations:
+            # At the size of the file: how its labels would be enlarged is not its own.
+            truth = cv2.resize(images.annotations[index].astype(np.uint16), size[::-1], interpolation=cv2.INTER_NEAREST)
+            confusions.append(_count(segmentor, truth, best, labels))
+    summed = sum(confusions) if confusions else None
+    return Agreement(images.named, largest_error / largest if known else None, pixels, different, unexplained, summed)
 
 
-def _verify_backbone(
-    model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Sequence[np.ndarray], named: str
-) -> Agreement:
+def _count(segmentor: FastEncoderDecoder, truth: np.ndarray, best: Tensor, labels: Tensor) -> np.ndarray:
+    """Pixels by truth (H, W) and prediction, by PyTorch and by a file, (1, H, W) both."""
+    head, truth = segmentor.decode_head, torch.from_numpy(truth.astype(np.int64))
+    maps = (best, labels.clamp(0, head.num_classes - 1))
+    return np.stack([count_confusion(truth, one[0], head.num_classes, head.ignore_index) for one in maps])
+
+
+def _verify_backbone(model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Images) -> Agreement:
     error = 0.0
-    for image in images:
+    for image in images.images:
         inputs = _preprocess(segmentor, cv2.resize(image, size[::-1]))
         saved = model(inputs.numpy())
         with torch.no_grad():
@@ -187,7 +193,7 @@ def _verify_backbone(
         for index, feature in zip(segmentor.backbone.out_indices, features):
             distance = _distance(saved[f'feature_{index}'], feature)
             error = max(error, distance / float(feature.abs().max()))
-    return Agreement(named, error)
+    return Agreement(images.named, error)
 
 
 def _distance(saved: np.ndarray, expected: Tensor) -> float:

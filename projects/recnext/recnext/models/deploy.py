@@ -1,9 +1,10 @@
-"""The form in which a trained network runs fastest: folded, converted, reordered, compiled."""
+"""The form in which a trained network runs fastest: folded, converted, reordered, in another engine."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..utils.errors import UserError
 from .deployable_model import FUSE, DeployableModel
@@ -13,6 +14,9 @@ from .recnext import Downsample
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 """Floating-point types by the names that the tools use."""
 
+ENGINES = ('torch', 'compile', 'openvino', 'onnxruntime')
+"""What a network runs in, from normalised pixels to logits."""
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -21,40 +25,83 @@ class Deployment:
     Args:
         fuse: What to fold: ``'none'``, ``'norms'`` or ``'all'``; see :meth:`DeployableModel.switch_to_deploy`.
         precision: Of weights and activations, one of :data:`DTYPES`.
-        channels_last: Keep weights and activations in channels-last order.
-        compile: Compile the network with torch.compile. It takes a minute or more when the first images come.
+        channels_last: Keep weights and activations in channels-last order; OpenVINO and ONNX Runtime choose theirs.
+        engine: One of :data:`ENGINES`. ``'compile'`` is torch.compile, which takes a minute or more when the first
+            images come. Those that are not PyTorch convert the network then, and find it in a cache the next time: see
+            :class:`.ConvertedNetwork`.
 
     Raises:
-        UserError: another word for ``fuse`` or ``precision``.
+        UserError: another word, an engine that does not compute in this precision, or one that is not installed.
     """
 
     fuse: str = 'all'
     precision: str = 'fp32'
     channels_last: bool = True
-    compile: bool = False
+    engine: str = 'torch'
 
     def __post_init__(self) -> None:
-        for name, known in (('fuse', FUSE), ('precision', tuple(DTYPES))):
+        for name, known in (('fuse', FUSE), ('precision', tuple(DTYPES)), ('engine', ENGINES)):
             word = getattr(self, name)
             if word not in known:
                 raise UserError(f'{name} is {word!r}; expected one of {", ".join(known)}.')
+        if not self.in_torch:
+            from ..runtimes.network import check_engine
+
+            check_engine(self.engine, self.precision)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network is one piece, whose parts cannot be told apart."""
+        return self.engine != 'torch'
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether PyTorch runs it, compiled or not."""
+        return self.engine in ('torch', 'compile')
 
     def __str__(self) -> str:
-        layout = 'channels last' if self.channels_last else 'contiguous'
-        return f'{self.precision}, folded: {self.fuse}, {layout}{", compiled" if self.compile else ""}'
+        layout = ['channels last' if self.channels_last else 'contiguous'] if self.in_torch else []
+        return ', '.join([self.precision, f'folded: {self.fuse}', *layout, *([self.engine] if self.whole else [])])
 
 
 DEFAULT = Deployment()
 
 
 def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
-    """Bring a model into a form to be run in, in place."""
+    """Bring a model into a form to be run in, in place.
+
+    Raises:
+        UserError: an engine for the processor, and the model is on an accelerator.
+    """
+    vars(model).pop('network', None)
     model.eval()
     model.switch_to_deploy(deployment.fuse)
-    pair_downsampling(model)
-    model.set_format(DTYPES[deployment.precision], deployment.channels_last)
-    if deployment.compile:
+    device = next(model.parameters()).device
+    if device.type != 'cpu' and not deployment.in_torch:
+        raise UserError(
+            f'The engine {deployment.engine} runs on the processor, and the network is on {device}.\n'
+            '  Use --device cpu, or --engine torch.'
+        )
+    if deployment.in_torch:
+        pair_downsampling(model)
+        model.set_format(DTYPES[deployment.precision], deployment.channels_last)
+    if deployment.engine == 'compile':
         model.network = torch.compile(model.network)
+    elif not deployment.in_torch:
+        from ..runtimes.network import ConvertedNetwork
+
+        model.network = ConvertedNetwork(Logits(model), deployment.engine, deployment.precision)
+
+
+class Logits(nn.Module):
+    """The network of a model as a module: images (N, 3, H, W) to logits. What the model gets later is not in it."""
+
+    def __init__(self, model: DeployableModel) -> None:
+        super().__init__()
+        self.model = copy.copy(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.network(images)
 
 
 def pair_downsampling(network: nn.Module) -> None:

@@ -20,6 +20,9 @@ HOME = CLONE if IN_CLONE else user_cache_path('recnext')
 """Where data and weights are that configs name; installed without a clone, a folder for what can be had again."""
 CHECKPOINTS = HOME / 'checkpoints'
 
+ENGINES = user_cache_path('recnext') / 'engines'
+"""Networks converted for other engines, which can be made again; of the user, as a folder may be that of many."""
+
 TOOLS = {
     'predict': 'infer',
     'convert': 'convert_checkpoint',

@@ -1,1 +1,1 @@
-"""The page on which a segmentor can be tried."""
+"""The page on which a segmentor can be tried, and predictions over HTTP."""

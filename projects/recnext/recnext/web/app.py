@@ -20,10 +20,10 @@ from ..benchmarks.measurement import NETWORK, watch
 from ..models.deploy import DEFAULT, Deployment
 from ..utils.device import AUTO
 from ..utils.errors import UserError
-from ..utils.image_io import ImageError, pixels_in_header, quieten, read_image
+from ..utils.image_io import ImageError, quieten, read_image
 from ..utils.timing import Stopwatch
 from ..visualization.overlay import OPACITY, format_share, shrink
-from .server import address_of, ended_by_sigterm, listen, serve_page
+from .server import address_of, check_size, ended_by_sigterm, listen, serve_page
 
 if TYPE_CHECKING:
     import gradio
@@ -116,7 +116,7 @@ class Demo:
         self.thumbnails = [_thumbnail(read_image(path)) for path in self.images]
         self.device = next(predictor.segmentor.parameters()).device
         self.stopwatch = Stopwatch(self.device)
-        watch(predictor.segmentor, self.stopwatch, predictor.made_with['compile'])
+        watch(predictor.segmentor, self.stopwatch, predictor.made_with['engine'] != 'torch')
 
     def answer(self, question: object) -> dict:
         """Predict what the page, or whoever claims to be it, asks for.
@@ -149,15 +149,7 @@ class Demo:
             content = base64.b64decode(content, validate=True)
         except binascii.Error:
             raise ImageError(f'{name} did not arrive whole.') from None
-        if not content:
-            raise ImageError(f'{name} is empty: 0 bytes.')
-        if len(content) > self.max_upload:
-            raise ImageError(f'{name} has {len(content) / 1e6:.1f} MB; expected at most {self.max_upload / 1e6:.0f}.')
-        pixels = pixels_in_header(content)
-        if pixels > self.max_pixels:
-            raise ImageError(
-                f'{name} has {pixels / 1e6:.1f} million pixels; expected at most {self.max_pixels / 1e6:.0f}.'
-            )
+        check_size(name, content, self.max_upload, self.max_pixels)
         return name, content
 
     def _predict(self, name: str, source: Path | bytes) -> dict:
@@ -172,10 +164,8 @@ class Demo:
         read, prepare, predict = np.diff(moments)
         spans = self.stopwatch.read()
         normalise = spans['step'] - spans['predict']
-        network = sum(spans.get(part, 0) for part in (*NETWORK, 'compiled'))
+        network = sum(spans.get(part, 0) for part in (*NETWORK, 'engine'))
         seconds = dict(read=read, prepare=prepare + normalise, network=network, labels=predict - normalise - network)
-        mask = io.BytesIO()
-        prediction.label_image().save(mask, 'PNG')
         image, labels = shrink(prediction.image, prediction.labels, SHOWN_SIDE)
         height, width = prediction.labels.shape
         return dict(
@@ -185,7 +175,7 @@ class Demo:
             shown=[labels.shape[1], labels.shape[0]],
             image=_jpeg(image),
             labels=_base64(zlib.compress(labels.astype('<u2').tobytes())),
-            mask=_base64(mask.getvalue()),
+            mask=_base64(prediction.labels_png()),
             areas=[
                 dict(
                     label=area.label,
@@ -210,7 +200,7 @@ def build_page(demo: Demo) -> 'gradio.Blocks':
         viewer = gradio.HTML(
             html_template=(SOURCE / 'page.html').read_text(encoding='utf-8'),
             css_template=(SOURCE / 'page.css').read_text(encoding='utf-8'),
-            js_on_load=(SOURCE / 'page.js').read_text(encoding='utf-8'),
+            js_on_load='\n'.join((SOURCE / name).read_text(encoding='utf-8') for name in ('viewer.js', 'demo.js')),
             apply_default_css=False,
             max_upload=demo.max_upload,
             model=f'{made_with["config"]} · {made_with["checkpoint"]} · {demo.device}',

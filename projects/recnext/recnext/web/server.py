@@ -1,4 +1,4 @@
-"""An HTTP server for a gradio page: nothing but what the page needs, bounded, and whole shut down."""
+"""An HTTP server for a page or a service: nothing but what that needs, bounded, and whole shut down."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
+from ..utils.image_io import ImageError, pixels_in_header
 
 if TYPE_CHECKING:
     import gradio
@@ -34,6 +35,9 @@ HEADERS = {
 WAITING = 16
 """Uploads of the largest size that are held in memory while they arrive, and predictions that wait their turn."""
 
+RETRY_AFTER = 1
+"""Seconds after which who was sent away may come again."""
+
 PATIENCE = 120
 """Seconds that an upload may take."""
 
@@ -42,16 +46,20 @@ CONNECTIONS = 500
 
 
 class Guard:
-    """ASGI middleware: refuses other paths than those of the page, and bodies that are too large, too slow or too many.
+    """ASGI middleware: refuses paths that are not known, and bodies that are too large, too slow or too many.
 
     Args:
         app: What it guards.
         most: Bytes of one body.
+        is_known: Whether there is such a path for a method.
+        headers: Of every answer.
     """
 
-    def __init__(self, app: Callable, most: int) -> None:
+    def __init__(self, app: Callable, most: int, is_known: Callable[[str, str], bool], headers: dict[str, str]) -> None:
         self.app = app
         self.most = most
+        self.is_known = is_known
+        self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         self.held = 0
 
     async def __call__(self, scope: dict, receive: Receive, send: Send) -> None:
@@ -62,11 +70,10 @@ class Guard:
 
         async def send_with_headers(message: dict) -> None:
             if message['type'] == 'http.response.start':
-                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, 'headers': [*message['headers'], *added]}
+                message = {**message, 'headers': [*message['headers'], *self.headers]}
             await send(message)
 
-        ours = is_of_the_page(scope['method'], scope['path'])
+        ours = self.is_known(scope['method'], scope['path'])
         if ours and scope['method'] != 'POST':
             return await self.app(scope, receive, send_with_headers)
         chunks: list[bytes] = []
@@ -125,6 +132,8 @@ async def _next(first: list[dict], receive: Receive) -> dict:
 async def _refuse(send: Send, status: int, reason: str) -> None:
     # JSON with a detail is what gradio's page shows; closing tells a sender who is still at it to stop.
     headers = [(b'content-type', b'application/json'), (b'connection', b'close')]
+    if status == 503:
+        headers.append((b'retry-after', str(RETRY_AFTER).encode()))
     await send(dict(type='http.response.start', status=status, headers=headers))
     await send(dict(type='http.response.body', body=json.dumps(dict(detail=f'{reason}.')).encode()))
 
@@ -169,7 +178,6 @@ def serve_page(
     """
     import fastapi
     import gradio
-    import uvicorn
 
     page.queue(max_size=WAITING, api_open=False)
     app = gradio.mount_gradio_app(
@@ -185,16 +193,56 @@ def serve_page(
         enable_monitoring=False,
         **options,
     )
+    serve_app(Guard(app, most, is_of_the_page, HEADERS), listening, on_start, patience=1)
+
+
+def serve_app(app: Callable, listening: socket.socket, on_start: Callable[[], None], patience: int) -> None:
+    """Serve an ASGI app until Ctrl-C or SIGTERM.
+
+    Args:
+        app: A :class:`Guard`.
+        listening: From :func:`listen`.
+        on_start: Called when it can be reached.
+        patience: Seconds that requests have to be answered in the end.
+    """
+    import uvicorn
+
     config = uvicorn.Config(
-        Guard(app, most),
+        app,
         ws='none',
         log_level='error',
         server_header=False,
         limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=patience,
     )
     on_start()
     uvicorn.Server(config).run([listening])
+
+
+class TooLarge(ImageError):
+    """An image beyond what the server takes."""
+
+
+def check_size(name: str, content: bytes, max_upload: int, max_pixels: int) -> None:
+    """Make sure that an image is none of those that take too much memory, before it is decoded.
+
+    Args:
+        name: What messages call it.
+        content: Of the file.
+        max_upload: Bytes.
+        max_pixels: In its header.
+
+    Raises:
+        TooLarge: it is.
+        ImageError: it is empty.
+    """
+    if not content:
+        raise ImageError(f'{name} is empty: 0 bytes.')
+    if len(content) > max_upload:
+        raise TooLarge(f'{name} has {len(content) / 1e6:.1f} MB; expected at most {max_upload / 1e6:.0f}.')
+    pixels = pixels_in_header(content)
+    if pixels > max_pixels:
+        raise TooLarge(f'{name} has {pixels / 1e6:.1f} million pixels; expected at most {max_pixels / 1e6:.0f}.')
 
 
 @contextlib.contextmanager

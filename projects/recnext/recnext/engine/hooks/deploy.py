@@ -18,12 +18,12 @@ class DeployHook(Hook):
     """
 
     def __init__(
-        self, fuse: str = 'all', precision: str = 'fp32', channels_last: bool = True, compile: bool = False
+        self, fuse: str = 'all', precision: str = 'fp32', channels_last: bool = True, engine: str = 'torch'
     ) -> None:
-        self.deployment = Deployment(fuse, precision, channels_last, compile)
+        self.deployment = Deployment(fuse, precision, channels_last, engine)
 
     def before_test(self, runner: Runner) -> None:
-        """Fold, convert and compile the network that was loaded."""
+        """Fold and convert the network that was loaded."""
         model = runner.model
         while hasattr(model, 'module'):  # inside wrappers: distributed, test-time augmentation
             model = model.module

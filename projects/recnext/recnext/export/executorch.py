@@ -1,0 +1,202 @@
+"""ExecuTorch: files for Android and whatever else its runtime is built for; it also runs them here to verify them."""
+
+import contextlib
+import importlib.util
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from ..engine.config import named_classes
+from ..runtimes.capture import capture
+from ..utils.errors import UserError
+from ..utils.timing import time_calls
+from .backend import ExportOptions, SavedModel
+from .capture import ExportedSegmentor, Wrapper
+from .quantization import Calibration
+from .sizes import ImageSizes, check_sizes
+from .source import Source
+from .verification import Model
+
+if TYPE_CHECKING:
+    from executorch.exir import ExecutorchProgramManager
+    from executorch.runtime import Program
+
+DELEGATE = 'XNNPACK'
+
+KERNEL = 'native_call_'
+"""How the runtime's own profiler calls what it computes itself."""
+
+ROUNDS = 9
+
+
+class ExecutorchModel(NamedTuple):
+    """A program in memory."""
+
+    program: 'ExecutorchProgramManager'
+
+    def save(self, path: str) -> None:
+        with open(path, 'wb') as file:
+            self.program.write_to_file(file)
+
+
+@dataclass(frozen=True)
+class ExecutorchBackend:
+    """One ``.pte`` file for single images of one size, computed by XNNPACK on the processor.
+
+    What it says of itself is the string that its method ``metadata`` gives: JSON.
+
+    Args:
+        precision: ``'fp32'``: in 16 bits XNNPACK takes no GELU, which is in every block.
+    """
+
+    precision: str = 'fp32'
+
+    suffix = '.pte'
+    single = True
+    stored = tolerance = 'fp32'
+    calibrated = False
+
+    def check(self, options: ExportOptions) -> None:
+        if importlib.util.find_spec('executorch') is None:
+            raise UserError('ExecuTorch is not installed: pip install "executorch>=1.5.1"')
+        if options.size and len(options.size) > 1:
+            raise UserError('A .pte file has one fixed size; found several.')
+
+    def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
+        sizes = asked or [source.crop_size]
+        check_sizes(sizes)
+        return ImageSizes(sizes)
+
+    def convert(
+        self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
+    ) -> ExecutorchModel:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+        program = capture(wrapper, sizes.sizes[0])
+        with _shared_histories():
+            lowered = to_edge_transform_and_lower(
+                program,
+                partitioner=[XnnpackPartitioner()],
+                constant_methods=dict(metadata=json.dumps(describe(wrapper, sizes, source), ensure_ascii=False)),
+                # Checked after every pass, it takes longer than all the passes.
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
+            return ExecutorchModel(lowered.to_executorch())
+
+    def read(self, path: Path) -> SavedModel:
+        import executorch.version
+
+        return SavedModel(open_program(path), count_operations(path), f'ExecuTorch {executorch.version.__version__}')
+
+    def measure(self, path: Path, saved: SavedModel, wrapper: Wrapper, size: tuple[int, int]) -> str:
+        image = np.zeros((1, 3, *size), np.float32)
+        tensor = torch.from_numpy(image)
+        with torch.no_grad():
+            calls = {'ExecuTorch': lambda: saved.predict(image), 'PyTorch': lambda: wrapper(tensor)}
+            times = {name: 1e3 * median(seconds) for name, seconds in time_calls(calls, ROUNDS).items()}
+        said = ', '.join(f'{name} {time:.0f} ms' for name, time in times.items())
+        ratio = times['PyTorch'] / times['ExecuTorch']
+        shares = ', '.join(f'{100 * share:.1f} % {kind}' for kind, share in time_outside(path, size).most_common())
+        outside = f'; outside {DELEGATE}: {shares or "nothing"}'
+        return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}{outside}'
+
+    def next_step(self, path: Path) -> str:
+        return 'examples/android shows it on a phone; docs/android.md'
+
+
+def describe(wrapper: Wrapper, sizes: ImageSizes, source: Source) -> dict:
+    """What a file says of itself: its input and outputs, where it is from, and the classes of a segmentor."""
+    height, width = sizes.sizes[0]
+    said = dict(height=height, width=width, outputs=list(wrapper.names), origin=source.origin())
+    if isinstance(wrapper, ExportedSegmentor):
+        classes, palette = named_classes(source.cfg)
+        said.update(classes=classes, palette=palette)
+    return said
+
+
+def open_program(path: Path) -> Model:
+    """A saved file in ExecuTorch's runtime, with as many threads as PyTorch has."""
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(torch.get_num_threads())
+    program = Runtime.get().load_program(path)
+    names = read_metadata(program)['outputs']
+    size = tuple(program.metadata('forward').input_tensor_meta(0).sizes())
+
+    def predict(image: np.ndarray) -> dict[str, np.ndarray]:
+        if image.shape != size:
+            raise UserError(f'The file takes images {size}; found {tuple(image.shape)}.')
+        # The runtime reads the memory as it lies, whatever the strides say: channels-last values in a wrong order.
+        tensor = torch.from_numpy(np.array(image, np.float32, order='C'))
+        return {name: out.numpy() for name, out in zip(names, program.load_method('forward').execute((tensor,)))}
+
+    return predict
+
+
+def read_metadata(program: 'Program') -> dict:
+    """What a program says of itself: see :func:`describe`."""
+    return json.loads(program.load_method('metadata').execute(())[0])
+
+
+def count_operations(path: Path) -> Counter[str]:
+    """The calls of XNNPACK in a file, and the operations that are left to ExecuTorch's portable ones, by kind."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+    from executorch.exir.schema import DelegateCall, KernelCall
+
+    plan = next(
+        plan for plan in deserialize_pte_binary(path.read_bytes()).program.execution_plan if plan.name == 'forward'
+    )
+    found: Counter[str] = Counter()
+    for chain in plan.chains:
+        for instruction in chain.instructions:
+            call = instruction.instr_args
+            if isinstance(call, DelegateCall):
+                found[DELEGATE] += 1
+            elif isinstance(call, KernelCall):
+                found[plan.operators[call.op_index].name] += 1
+    return found
+
+
+def time_outside(path: Path, size: tuple[int, int]) -> Counter[str]:
+    """Shares of the time for an image (height, width) that operations take which XNNPACK does not, by kind."""
+    from executorch.devtools import Inspector
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path, enable_etdump=True)
+    program.load_method('forward').execute((torch.zeros(1, 3, *size),))
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / 'etdump'
+        program.write_etdump_result_to_file(str(dump), str(dump.with_suffix('.buffer')))
+        blocks = Inspector(etdump_path=str(dump)).event_blocks
+    times: Counter[str] = Counter()
+    for event in (event for block in blocks if block.name == 'Execute' for event in block.events):
+        times[event.name] += event.perf_data.avg
+    total = times['Method::execute']
+    kernels = {name: time for name, time in times.items() if name.startswith(KERNEL)}
+    return Counter({name.removeprefix(KERNEL): time / total for name, time in kernels.items()})
+
+
+@contextlib.contextmanager
+def _shared_histories() -> Iterator[None]:
+    """Operations that are copied share what says where they come from.
+
+    Every pass adds to it and copies all of it for every operation: with the hundreds of passes of ExecuTorch that takes
+    minutes.
+    """
+    from torch.fx.traceback import NodeSource
+
+    NodeSource.__deepcopy__ = lambda self, memo: self
+    try:
+        yield
+    finally:
+        del NodeSource.__deepcopy__

@@ -1,0 +1,153 @@
+"""Fewer bits, measured: one checkpoint in every format and precision, and which of its parts bear eight bits."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from ..utils.timing import time_calls
+from .backend import Backend, ExportOptions
+from .coreml import CoreMLBackend
+from .exporter import size_of
+from .images import Images, find_images
+from .onnx import OnnxBackend, OnnxModel, open_session
+from .onnx_rounding import quantize
+from .quantization import find_calibration
+from .sizes import ImageSizes
+from .source import Source, load_source
+from .verification import Agreement, Model, verify
+
+TARGETS: dict[str, Backend] = {
+    'onnx fp32': OnnxBackend(),
+    'onnx fp16': OnnxBackend('fp16'),
+    'onnx int8': OnnxBackend('int8'),
+    'coreml fp16': CoreMLBackend(),
+    'coreml linear8': CoreMLBackend(compress='linear8'),
+    'coreml int8': CoreMLBackend(precision='int8'),
+}
+"""What is measured; the last three are executed here without Core ML, and have no time."""
+
+PARTS = {
+    'stem': ('backbone.stem',),
+    'token mixers': ('backbone.stages.*.token_mixer',),
+    'channel mixers': ('backbone.stages.*.channel_mixer',),
+    'folded kernels': ('neck.levels.*.direct', 'neck.levels.*.from_above', 'neck.levels.*.sides'),
+    'rest of the neck': ('neck.levels.*.lateral', 'neck.levels.*.fpn_conv', 'neck.levels.*.head'),
+    'head': ('decode_head.scale_heads',),
+    'last classifier': ('decode_head.conv_seg',),
+}
+"""Parts of the folded network, by patterns of modules."""
+
+ROUNDS = 9
+SLOWEST = 4
+
+
+class Measured(NamedTuple):
+    """One file."""
+
+    name: str
+    size: int  # bytes
+    agreement: Agreement
+    predict: Model
+    path: Path
+
+
+def study(
+    config: str, checkpoint: str, options: ExportOptions, parts: bool, cfg_options: dict | None = None
+) -> Iterator[str]:
+    """Export a checkpoint in every way, and compare the files; lines of a table, as they are known.
+
+    Args:
+        config: Path of the config, or the name of a release.
+        checkpoint: Path or address of the weights.
+        options: Size, images and calibration.
+        parts: Also measure 8 bits in all parts but one, and in one alone.
+        cfg_options: Merged into the config.
+    """
+    import onnx
+
+    source = load_source(config, checkpoint, options.fuse, cfg_options)
+    size = tuple(options.size[0]) if options.size else source.crop_size
+    sizes = ImageSizes([size])
+    images = find_images(source.cfg, options.images, annotated=True)
+    calibration = find_calibration(source, source.wrap('segmentor', 'labels', single=False), options, size)
+    yield f'{size[0]} x {size[1]}, verified on {images.named}, calibrated with {calibration}'
+    yield f'{"":<34} {"MB":>6} {"labels equal":>13} {"mIoU":>7} {"change":>7}'
+    with tempfile.TemporaryDirectory() as folder:
+        timed = {}
+        for name, backend in TARGETS.items():
+            wrapper = source.wrap('segmentor', 'labels', backend.single)
+            model = backend.convert(wrapper, sizes, source, calibration if backend.calibrated else None)
+            path = Path(folder, name.replace(' ', '_')).with_suffix(backend.suffix)
+            model.save(str(path))
+            one = _measure(name, path, backend.read(path).predict, source, sizes, images)
+            yield _row(one)
+            if isinstance(backend, OnnxBackend):
+                timed[name] = one
+        yield from _times(timed, next(iter(calibration)))
+        plain = onnx.load(timed['onnx fp32'].path)
+        for name, kept in _variants(source) if parts else ():
+            model = OnnxModel(quantize(plain, replace(calibration, keep_float=kept)))
+            path = Path(folder, 'part.onnx')
+            model.save(str(path))
+            yield _row(_measure(name, path, open_session(path), source, sizes, images))
+
+
+def _variants(source: Source) -> Iterator[tuple[str, Sequence[str]]]:
+    """8 bits in all parts but one, then in one alone: a name, and the patterns of what stays in floating point."""
+    names = [name for name, _ in source.folded.named_modules()]
+    there = {part: patterns for part, patterns in PARTS.items() if _fits(patterns, names)}
+    for part, patterns in there.items():
+        yield f'onnx int8, all but {part}', patterns
+    for part in there:
+        yield f'onnx int8, {part} alone', [one for other in there if other != part for one in PARTS[other]]
+
+
+def _fits(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _measure(name: str, path: Path, predict: Model, source: Source, sizes: ImageSizes, images: Images) -> Measured:
+    return Measured(
+        name, size_of(path), verify(predict, source.original, 'segmentor', sizes.sizes, images), predict, path
+    )
+
+
+def _row(one: Measured) -> str:
+    network, file = one.agreement.mious
+    said = f'{one.name:<34} {one.size / 1e6:6.1f} {100 * one.agreement.share:11.2f} %'
+    return said if np.isnan(network) else f'{said} {file:7.2f} {file - network:+7.2f}'
+
+
+def _times(timed: Mapping[str, Measured], image: np.ndarray) -> Iterator[str]:
+    """How long an image takes with each file, alternating, and in which operations."""
+    calls = {name: (lambda one=one: one.predict(image)) for name, one in timed.items()}
+    seconds = {name: median(measured) for name, measured in time_calls(calls, ROUNDS).items()}
+    first = next(iter(seconds.values()))
+    for name, time in seconds.items():
+        yield f'{name:<34} {1e3 * time:6.0f} ms, {first / time:.2f} x; slowest: {_slowest(timed[name].path, image)}'
+
+
+def _slowest(path: Path, image: np.ndarray) -> str:
+    """The kinds of operations in which onnxruntime spends most, with their share."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_suffix(''))
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session.run(None, dict(image=image))
+    taken = Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time'):
+            taken[event['args']['op_name']] += event['dur']
+    total = taken.total()
+    return ', '.join(f'{kind} {time / total:.0%}' for kind, time in taken.most_common(SLOWEST))

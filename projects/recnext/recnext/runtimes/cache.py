@@ -1,0 +1,76 @@
+"""Converted networks on disk: whole, checked when they are read, and made by one process at a time."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+from mmengine.logging import print_log
+
+from ..utils.errors import UserError
+from ..utils.files import sha256_of, written_beside
+
+RECORD = 'entry.json'
+"""The file of an entry that says what it was made of, and has the SHA-256 of the others."""
+
+
+class Entry:
+    """The place of one converted network: a folder with its files and a record of them.
+
+    The cache is never trusted. An entry counts if its record is that of exactly this network, and every file in it has
+    the bytes that were written. Anything else is as good as nothing, and is made anew.
+
+    Args:
+        folder: Of the entry.
+        made_of: What decides the content, in full: see :func:`.identity.identify`.
+    """
+
+    def __init__(self, folder: Path, made_of: dict[str, str]) -> None:
+        self.folder = folder
+        self.made_of = made_of
+
+    def is_whole(self) -> bool:
+        """Whether it is there, of this network, and as it was written."""
+        try:
+            record = json.loads((self.folder / RECORD).read_text())
+            files = record['files']
+            return (
+                record['made_of'] == self.made_of
+                and bool(files)
+                and all(sha256_of(self.folder / name) == digest for name, digest in files.items())
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from making the same entry; where nothing can be written there is nothing to keep."""
+        with contextlib.ExitStack() as stack:
+            # NotImplementedError: a file system without locks. OSError: one that is read-only, or no folder at all.
+            with contextlib.suppress(OSError, NotImplementedError):
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.folder.with_suffix('.lock')))
+            yield
+
+    def keep(self, files: Path) -> bool:
+        """Copy the files of a folder into the entry; whether it could be done. If not, that is said in the log."""
+        digests = {path.name: sha256_of(path) for path in sorted(files.iterdir())}
+        record = json.dumps(dict(made_of=self.made_of, files=digests), indent=2)
+        try:
+            with written_beside(self.folder) as beside:
+                shutil.copytree(files, beside)
+                (beside / RECORD).write_text(record)
+                self._make_way()
+        except UserError as error:
+            print_log(f'The converted network is not kept, and is made again next time: {error}', logger='current')
+            return False
+        return True
+
+    def _make_way(self) -> None:
+        """Remove what is there: a folder is not replaced in one step."""
+        if self.folder.is_dir() and not self.folder.is_symlink():
+            shutil.rmtree(self.folder)
+        else:
+            self.folder.unlink(missing_ok=True)

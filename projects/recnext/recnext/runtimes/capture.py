@@ -1,0 +1,70 @@
+"""Networks captured as graphs by torch.export, the network unchanged: for images of one size, or of any."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from mmseg.models.utils import Upsample
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+STRIDE = 32
+"""The largest stride of the network, in pixels: image sizes are multiples of it."""
+
+LEAST = 3 * STRIDE
+"""Sides of the smallest image of a graph that takes any size, in pixels."""
+
+
+def any_size() -> dict[int, Dim]:
+    """Dimensions of a batch of images (N, 3, H, W) that may change."""
+    sides = {dim: STRIDE * Dim(f'blocks_{dim}', min=LEAST // STRIDE, max=1024) for dim in (2, 3)}
+    return {0: Dim('batch', min=1, max=4096), **sides}
+
+
+def capture(
+    module: nn.Module, size: tuple[int, int], dynamic: Mapping[int, Dim] | None = None, batch: int = 1
+) -> ExportedProgram:
+    """The graph of a module for images (N, 3, H, W) by torch.export.
+
+    Args:
+        module: Its network is in eval mode.
+        size: (H, W) of the images.
+        dynamic: Dimensions of the images that may change, by index.
+        batch: N, where it is not dynamic.
+    """
+    dynamic = dict(dynamic or {})
+    # A dimension that is 1 when a graph is captured is 1 for good.
+    images = torch.zeros(2 if 0 in dynamic else batch, 3, *size)
+    if dynamic:
+        module = with_factors(module)
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), (images,), dynamic_shapes=(dynamic,) if dynamic else None)
+        # Folded Semantic FPN subtracts from the outermost lines of a map in place. Exporters know no views to write
+        # into, and make a scatter of it, which phones do not accelerate.
+        return program.run_decompositions({torch.ops.aten.slice_scatter.default: _slice_scatter})
+
+
+def with_factors(module: nn.Module) -> nn.Module:
+    """A copy in which mmseg's Upsample enlarges by its factor.
+
+    Its own way is to compute the size as a number, and a graph keeps the number of the image that it was captured with.
+    """
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Upsample) and not child.size:
+                factor = nn.Upsample(
+                    scale_factor=child.scale_factor, mode=child.mode, align_corners=child.align_corners
+                )
+                setattr(parent, name, factor)
+    return module
+
+
+def _slice_scatter(
+    x: Tensor, lines: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """``x`` with ``lines`` in the place of its own from ``start`` on, by concatenation; ``end`` follows from them."""
+    start = start or 0
+    stop = start + lines.shape[dim]
+    parts = x.narrow(dim, 0, start), lines, x.narrow(dim, stop, x.shape[dim] - stop)
+    return torch.cat([part for part in parts if part.shape[dim] != 0], dim)
