@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | bench | gpu | wheels | stacks | lock. The environment is made once, in .venv, and again only when
+# make setup | demo | test | test-all | lint | docs | bench | gpu | wheels | stacks | lock. The environment is made once, in .venv, and again only when
 # the requirements change, from files with the hashes of the lock. PYTHON chooses the interpreter. To keep a torch that
 # is installed already, with ranges instead of the lock: make setup VENV_ARGS=--system-site-packages LOCK=
 PYTHON ?= python3
@@ -11,7 +11,7 @@ SCENES := data/sample-scenes
 DEMO_CONFIG := projects/recnext/configs/fpn_recnext-m0_1xb4-350_sample-scenes-128x128.py
 DEMO := work_dirs/demo
 
-.PHONY: setup demo test test-all lint bench gpu wheels stacks lock
+.PHONY: setup demo test test-all lint docs bench gpu wheels stacks lock
 
 setup: $(VENV)/installed
 
@@ -47,6 +47,10 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/hadolint docker/Dockerfile
+
+# The site, from the pages as they lie: build/site/index.html. Nothing is fetched. REPOSITORY=https://... is where links to files lead.
+docs: setup
+	$(RUN) -m sphinx -b html -c docs -d build/doctrees -W --keep-going --quiet . build/site
 
 # With the demo's weights where `make demo` has made them.
 bench: setup $(SCENES)

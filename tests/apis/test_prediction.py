@@ -281,7 +281,8 @@ def test_an_image_that_the_pipeline_cannot_take(tiny, tmp_path):
 
 def test_the_lines_in_the_readme(real_m3, ade20k_sample, tmp_path):
     snippet = re.search(r'```python\n(from projects.recnext.recnext.apis.predictor.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]  # fmt: skip # noqa: E501
-    shutil.copy(real_m3, tmp_path / 'recnext_m3_ade20k.pth')
+    (tmp_path / 'checkpoints').mkdir()
+    shutil.copy(real_m3, tmp_path / 'checkpoints' / 'recnext_m3_ade20k.pth')
     shutil.copy(ade20k_sample / 'images' / 'validation' / 'ADE_val_00000001.jpg', tmp_path / 'photo.jpg')
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     result = run_python('-c', snippet, fresh=True, timeout=120, cwd=tmp_path, env=environment)

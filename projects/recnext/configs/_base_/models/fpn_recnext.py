@@ -16,7 +16,7 @@ model = dict(
         arch='m3',
         out_indices=(0, 1, 2, 3),
         norm_cfg=norm_cfg,
-        # The released networks trained their norm statistics; see the project's README.
+        # The released networks trained their norm statistics; see docs/recipe.md.
         norm_eval=False,
     ),
     neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=256, num_outs=4),
