@@ -75,7 +75,11 @@ def quantized_kernels(model: object) -> dict[str, bool]:
     }
 
 
-@pytest.mark.parametrize('backend', [OnnxBackend('int8'), CoreMLBackend(precision='int8')], ids=['onnx', 'coreml'])
+@pytest.mark.parametrize(
+    'backend',
+    [OnnxBackend('int8'), pytest.param(CoreMLBackend(precision='int8'), marks=pytest.mark.full)],
+    ids=['onnx', 'coreml'],
+)
 def test_a_calibrated_file_is_within_its_bounds(few, scenes, photos, tmp_path, backend):
     data = {'test_dataloader.dataset.data_root': str(scenes)}
     options = dict(size=[SIZE], calibrate=str(photos), keep_float=['decode_head.conv_seg'], max_drop=100)

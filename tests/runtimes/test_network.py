@@ -18,9 +18,8 @@ import torch
 from helpers.disks import small_disk_at
 from helpers.reference import ROOT
 from helpers.segmentors import deviation, pair, raw_images, recnext_cfg, sample_of, smooth_images, step
-from helpers.strength import examples
 from helpers.tools import assert_user_error, run_tool
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmseg.registry import HOOKS
 from torch import nn
@@ -273,6 +272,7 @@ print(len(network(torch.ones(1, 3, 96, 96))), len(made))
 """
 
 
+@pytest.mark.full
 def test_three_processes_make_it_once(tmp_path):
     needs('onnxruntime')
     env = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
@@ -283,7 +283,9 @@ def test_three_processes_make_it_once(tmp_path):
     assert len(entries(tmp_path / 'recnext' / 'engines')) == 1
 
 
-@pytest.mark.parametrize('after', [False, True], ids=['before it is converted', 'and after'])
+@pytest.mark.parametrize(
+    'after', [pytest.param(False, marks=pytest.mark.full), True], ids=['before it is converted', 'and after']
+)
 def test_an_interrupted_conversion_leaves_nothing(folder, monkeypatch, after):
     needs('onnxruntime')
     convert = type(ENGINES['onnxruntime']).convert
@@ -403,7 +405,7 @@ def test_label_maps_are_those_of_pytorch(of_segmentors, engine, full):
     """With --full, 200 batches of images over eight networks; each network is converted once."""
     networks = 8 if full else 1
 
-    @examples(200)
+    @settings(max_examples=200 if full else 6)
     @given(
         seed=st.integers(0, networks - 1),
         number=st.integers(1, 3),

@@ -123,7 +123,7 @@ def test_a_store_that_is_not_there_ends_the_run_before_it_begins(scenes, tmp_pat
 
 
 @pytest.mark.parametrize(
-    'url', ['s3', *(pytest.param(kind, marks=pytest.mark.full) for kind in ('folder', 'memory'))], indirect=True
+    'url', ['folder', *(pytest.param(kind, marks=pytest.mark.full) for kind in ('s3', 'memory'))], indirect=True
 )
 def test_a_run_that_goes_on_elsewhere(url, scenes, tmp_path):
     """Checkpoints, logs and config are in the store; a machine with an empty work dir goes on from there, exactly."""
