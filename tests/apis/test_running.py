@@ -268,6 +268,7 @@ def test_weights_and_biases_offline(scenes, tmp_path):
     assert b'trial' in content and b'decode.loss_ce' in content
 
 
+@pytest.mark.full
 def test_mlflow_on_a_server(scenes, tmp_path):
     """A real one, on this machine."""
     mlflow = pytest.importorskip('mlflow')
@@ -276,7 +277,8 @@ def test_mlflow_on_a_server(scenes, tmp_path):
     folder.mkdir()
     command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', port, '--workers', '1']
     with (folder / 'log').open('w') as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        environment = os.environ | dict(MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false')  # whose processes would stay
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=environment)
     try:
         wait_until(lambda: answers(f'{address}/health') or server.poll() is not None)
         config = write_tiny_config(tmp_path, scenes)

@@ -128,7 +128,10 @@ def test_two_machines_killed_at_random(full, scenes, tmp_path, nodes):
         if 'writes' in how:
             stalled = said().count(STALLED)
             (notes / 'stall').touch()
-            wait_until(lambda stalled=stalled: said().count(STALLED) > stalled)
+            wait_until(
+                lambda stalled=stalled: said().count(STALLED) > stalled or not all(m.is_alive() for m in machines)
+            )
+            assert all(machine.is_alive() for machine in machines), said()
             assert list(work.glob('.partial-*'))
             victims = [pid for pid in processes(notes, rank=0) if is_running(pid)]
         else:

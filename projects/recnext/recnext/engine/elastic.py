@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from torch.distributed import DistError
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130 if error.sigval == signal.SIGINT else START_AGAIN)
     except RendezvousClosedError:
         sys.exit('error: training has ended with a failure on another machine, whose output says why.')
-    except RendezvousError as error:
+    except (RendezvousError, DistError) as error:  # the second of a store that goes while it is asked
         print(f'The other machines are out of reach ({error}). Start again.', file=sys.stderr)
         sys.exit(START_AGAIN)
 
