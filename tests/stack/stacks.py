@@ -105,8 +105,10 @@ STACKS = {
 
 PROBE = """
 import json, platform
-from importlib import metadata
+from importlib import import_module, metadata
 from projects.recnext.recnext import compat
+for module in compat.REPAIRS.values():  # each is made when its module is imported
+    import_module(module)
 versions = {distribution.name: distribution.version for distribution in metadata.distributions()}
 repairs = [repair.__name__ for repair in compat.REPAIRS]
 print(json.dumps(dict(python=platform.python_version(), versions=versions, repairs=repairs, active=compat.ACTIVE)))
