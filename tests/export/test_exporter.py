@@ -9,12 +9,13 @@ from torch import nn
 
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.export import exporter
-from projects.recnext.recnext.export.capture import ExportedSegmentor, capture
+from projects.recnext.recnext.export.capture import ExportedSegmentor
 from projects.recnext.recnext.export.coreml import CoreMLBackend
 from projects.recnext.recnext.export.exporter import count_multiply_adds
 from projects.recnext.recnext.export.onnx import OnnxBackend
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.models.builder import build_without_weights
+from projects.recnext.recnext.runtimes.capture import capture
 from projects.recnext.recnext.utils.errors import UserError
 
 

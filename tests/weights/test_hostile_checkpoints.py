@@ -267,9 +267,12 @@ TOOLS = {
     'infer': ['{config}', '{evil}', '{data}/images', '--out-dir', 'out'],
     'export_onnx': ['{config}', '{evil}', '--out', 'out.onnx'],
     'export_coreml': ['{config}', '{evil}', '--out', 'out.mlpackage'],
+    'export_web': ['{config}', '{evil}', '--out', 'out'],
     'web_demo': ['{config}', '{evil}'],
+    'serve': ['{config}', '{evil}'],
     'push_to_hub': ['{config}', '{evil}', 'user/name'],
     'benchmark': ['{config}', '{evil}', '--data-root', '{data}', '--work-dir', 'out'],
+    'benchmark_export': ['{config}', '{evil}'],
     'benchmark_gpu': ['{config}', '{evil}', '--data-root', '{data}', '--work-dir', 'out', '--tiny', '--device', 'cpu'],
 }
 """Every tool that takes a checkpoint, with one."""
@@ -295,6 +298,7 @@ def test_every_tool_refuses_a_stranger(tiny, goods, tmp_path):
         'make_sample_dataset',
         'report',
         'check_dataset',
+        'export_executorch',  # asks for its package first, and reads by the same steps as the other exports
     }
     assert tools - without == set(TOOLS)
     evil, data, room = tmp_path / 'evil.pth', tmp_path / 'data', tmp_path / 'room'

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,8 @@ def serve(
     if missing:
         raise UserError(f'Serving needs packages that are not installed: pip install {" ".join(missing)}')
     quieten()
+    # It says of bodies that are wrong what the answer says already.
+    logging.getLogger('python_multipart').addHandler(logging.NullHandler())
     with ended_by_sigterm(), listen(host, port) as listening:
         predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
         app = build_app(predictor, max_upload * 10**6, max_pixels * 10**6, batch_size, queue)
