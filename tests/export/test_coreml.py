@@ -89,7 +89,7 @@ def test_any_form_and_sizes_that_are_no_powers_of_two(tiny_of, tmp_path, mixer, 
     assert np.array_equal(open_model(tmp_path / 'a.mlpackage')(pixels(image))['labels'], labels_of(tiny, image))
 
 
-@pytest.mark.parametrize('mixer', ['attn', pytest.param('conv', marks=pytest.mark.full)])
+@pytest.mark.parametrize('mixer', ['conv', pytest.param('attn', marks=pytest.mark.full)])
 def test_several_sizes(tiny_of, tmp_path, mixer):
     tiny = tiny_of(mixer)
     sizes = [(128, 192), (192, 128)]
@@ -105,9 +105,9 @@ def test_several_sizes(tiny_of, tmp_path, mixer):
 @pytest.mark.parametrize(
     ('mixer', 'format'),
     [
-        ('conv', 'mlprogram'),
+        ('attn', 'mlprogram'),
         pytest.param('conv', 'neuralnetwork', marks=pytest.mark.full),
-        pytest.param('attn', 'mlprogram', marks=pytest.mark.full),
+        pytest.param('conv', 'mlprogram', marks=pytest.mark.full),
         pytest.param('attn', 'neuralnetwork', marks=pytest.mark.full),
     ],
 )
