@@ -10,24 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.reference import ROOT, config_of
-from helpers.scripts import STARTED, metrics, run, start
+from helpers.scripts import metrics, run, start
 from helpers.tiny import write_tiny_config
 from helpers.tools import descendants, free_port, is_running, run_tool, wait_until
 from PIL import Image
 
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_running():
-    """Whatever a failed test started is ended: torchrun takes its processes along."""
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=60)
 
 
 @pytest.fixture(scope='module')

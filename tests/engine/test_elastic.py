@@ -43,17 +43,6 @@ val_cfg = val_dataloader = val_evaluator = None
 """
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_running():
-    """Whatever a failed test started is ended: torchrun takes its processes along."""
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=120)
-
-
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(path)['state_dict']
 
