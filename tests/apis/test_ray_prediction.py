@@ -103,6 +103,7 @@ def store() -> Iterator[FaultyStore]:
 @pytest.fixture(scope='module')
 def cluster(request, tmp_path_factory) -> Iterator:
     """A head and two nodes, each of one CPU."""
+    # Its nodes know the store by variables, which have to be there before them; without a store they do as well.
     with contextlib.suppress(pytest.skip.Exception):
         request.getfixturevalue('store')
     from ray.cluster_utils import Cluster
