@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,11 +49,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked ``full`` without the option: cases beside others that touch the same code."""
-    if not config.getoption('--full'):
-        left_out = [item for item in items if item.get_closest_marker('full')]
-        items[:] = [item for item in items if not item.get_closest_marker('full')]
-        config.hook.pytest_deselected(items=left_out)
+    """Without ``--full``, leave out cases beside others that touch the same code: see the markers in pyproject.toml."""
+    if config.getoption('--full'):
+        return
+    kept, left_out, cases = [], [], Counter()
+    for item in items:
+        every, function = item.get_closest_marker('every'), item.nodeid.partition('[')[0]
+        some = every is None or cases[function] % every.args[0] == 0
+        cases[function] += 1
+        (kept if some and not item.get_closest_marker('full') else left_out).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_collection_finish() -> None:

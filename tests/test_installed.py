@@ -104,6 +104,7 @@ print(projects.theirs.__file__, projects.recnext.recnext.__file__)
 """
 
 
+@pytest.mark.full
 def test_beside_another_projects_folder(installed, tmp_path):
     """As in a clone of mmsegmentation, whose ``projects`` is no package either."""
     (tmp_path / 'projects' / 'theirs').mkdir(parents=True)

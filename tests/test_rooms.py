@@ -58,6 +58,7 @@ print(json.dumps(sorted({'torch', 'mmcv', 'mmengine', 'mmseg', 'mmpretrain', 'ti
 """
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ('concept', 'without'),
     [

@@ -153,6 +153,7 @@ DEFECTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(('file', 'plant', 'kind', 'named', 'words'), DEFECTS)
 def test_a_defect_is_found_by_file_and_no_other(scenes, tmp_path, file, plant, kind, named, words):
     plant(scenes / file)
@@ -189,6 +190,7 @@ def test_the_same_name_in_two_folders(scenes, tmp_path):
     assert not error and [kind for kind, *_ in found(report, scenes)] == ['same name']
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     'name',
     [
@@ -245,6 +247,7 @@ def write_labelled(root: Path, values: list[int], reduce: bool, classes: int = 4
     return write_tiny_config(root, root, own + f'model["decode_head"]["num_classes"] = {classes}\n')
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ('values', 'reduce', 'kind', 'words'),
     [

@@ -17,6 +17,7 @@ from projects.recnext.recnext.utils.files import sha256_of
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('arch', SEGMENTORS)
 def test_released_segmentors(released, tmp_path, arch):
     source, there, back = released(f'recnext_{arch}_ade20k'), tmp_path / 'there.pth', tmp_path / 'back.pth'
@@ -125,6 +126,7 @@ def test_optimizer_state_is_left_out_by_name(real_m3, tmp_path):
     assert set(read_checkpoint(tmp_path / 'b.pth')) == {'meta', 'state_dict'}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('meta', [3, None, {'CLASSES': 3}, {'dataset_meta': ['a']}])
 def test_strange_meta_counts_as_none(real_m3, tmp_path, meta):
     torch.save({'meta': meta, 'state_dict': read_checkpoint(real_m3)['state_dict']}, tmp_path / 'a.pth')

@@ -408,6 +408,7 @@ MALICIOUS = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('kind', MALICIOUS)
 def test_nothing_of_a_strangers_config_is_run(pushed, tmp_path, monkeypatch, kind):
     for module in ('evil', 'mmseg_evil'):

@@ -89,6 +89,7 @@ def read(cfg: Config, split: str = 'train', workers: int = 0) -> int:
     return sum(len(batch['inputs']) for batch in GuardedRunner.build_dataloader(loader))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('split', ['train', 'test'])
 @pytest.mark.parametrize('harm', HARMS)
 def test_a_file_that_is_bad_is_named(scenes, tmp_path, harm, split):
@@ -112,7 +113,7 @@ def test_workers_say_the_same(scenes, tmp_path, harm):
     assert 'Traceback' not in str(caught.value) and len(str(caught.value).splitlines()) <= 3
 
 
-@pytest.mark.parametrize('wrap', ['ConcatDataset', 'RepeatDataset'])
+@pytest.mark.parametrize('wrap', [pytest.param('ConcatDataset', marks=pytest.mark.full), 'RepeatDataset'])
 def test_inside_wrappers_too(scenes, tmp_path, wrap):
     cfg = load_config(write_tiny_config(tmp_path, scenes))
     dataset = cfg.train_dataloader.dataset
@@ -177,6 +178,7 @@ def test_testing_as_a_command(scenes, tmp_path):
     assert_user_error(result, str(image(scenes, 'validation')), 'cannot be read: truncated')
 
 
+@pytest.mark.full
 def test_a_disk_that_goes_away(scenes, tmp_path):
     """As a command, with workers: a hook takes the images away after the second iteration."""
     hook = tmp_path / 'unmount.py'

@@ -61,7 +61,7 @@ class Guide:
 
 
 @pytest.fixture(scope='module')
-def guide(real_m3, tmp_path_factory) -> Guide:
+def guide(full, real_m3, tmp_path_factory) -> Guide:
     """The guide followed up to the training, with the genuine M3 as the release."""
     guide = Guide(tmp_path_factory.mktemp('guide'))
     mirror = tmp_path_factory.mktemp('mirror')
@@ -69,7 +69,7 @@ def guide(real_m3, tmp_path_factory) -> Guide:
     guide.run('draw.py')
     guide.checked = guide.run('check_dataset')
     guide.run('download_checkpoint', f'--base-url {mirror} --dir checkpoints')
-    guide.said = guide.run('tools/train.py')
+    guide.said = guide.run('tools/train.py', '' if full else '--cfg-options train_cfg.max_iters=2')
     return guide
 
 
@@ -101,6 +101,7 @@ def test_training_keeps_all_but_the_classifier_and_says_so_in_one_line(guide):
     assert quoted.strip() == line[line.index('Segmentor weights') :].replace(digest, '...')
 
 
+@pytest.mark.full
 def test_it_learns(guide):
     """Far better than predicting the ground everywhere, whose mIoU is a third of its share."""
     said = guide.run('tools/test.py')
@@ -121,6 +122,7 @@ def test_two_processes(guide):
     assert trained['meta']['dataset_meta']['classes'] == tuple(CLASSES)
 
 
+@pytest.mark.full
 def test_prediction(guide):
     guide.run('infer.py')
     for truth in (guide.folder / 'shapes/labels/val').glob('*.png'):

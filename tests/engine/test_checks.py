@@ -58,6 +58,7 @@ def test_one_skeleton_and_one_reading_a_resumed_training(trained, counted, tmp_p
     assert read_checkpoint(tmp_path / 'iter_3.pth')['meta']['iter'] == 3
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg'])
 def test_one_reading_of_the_weights_that_training_starts_from(trained, counted, tmp_path, key):
     config, work = trained

@@ -75,6 +75,7 @@ MISFITS = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(('line', 'words'), MISFITS, ids=lambda value: str(value)[:40])
 def test_parts_that_do_not_fit(scenes, tmp_path, line, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:

@@ -118,6 +118,7 @@ def test_no_thread_outlives_training(scenes, tmp_path):
     assert 'threads left: 1\n' in result.stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('script', ['dist_train.sh', pytest.param('dist_test.sh', marks=pytest.mark.full)])
 def test_two_machines_on_one(trained, tmp_path, script):
     config, checkpoint = trained
@@ -133,6 +134,7 @@ def test_two_machines_on_one(trained, tmp_path, script):
     assert (tmp_path / 'work' / 'iter_2.pth').exists() == (script == 'dist_train.sh')
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('victim', ['training process', pytest.param('data loader', marks=pytest.mark.full)])
 def test_one_process_killed_ends_them_all(scenes, tmp_path, victim):
     config = write_tiny_config(tmp_path, scenes)

@@ -248,6 +248,7 @@ def test_handlers_are_put_back():
         threads.submit(lambda: noted_stop_signals().__enter__()).result()
 
 
+@pytest.mark.full
 def test_more_and_fewer_processes(scenes, tmp_path):
     """2, 1 and 2 processes: the samples of every iteration are those of a run that was always one process."""
     notes, work = tmp_path / 'notes', tmp_path / 'work'
@@ -269,6 +270,7 @@ def test_more_and_fewer_processes(scenes, tmp_path):
     assert largest_difference(weights(work / 'iter_7.pth'), weights(folder / 'iter_7.pth')) < 1e-5
 
 
+@pytest.mark.full
 def test_other_images_an_iteration_still_take_each_sample_once(scenes, tmp_path):
     """Without --total-batch-size; and a checkpoint that does not say how many went before is taken as before."""
     notes, work = tmp_path / 'notes', tmp_path / 'work'

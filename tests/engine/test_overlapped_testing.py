@@ -26,7 +26,11 @@ def scenes(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize('options', [[], ['--batch-size', 3], ['--tta']], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [pytest.param([], marks=pytest.mark.full), ['--batch-size', 3], pytest.param(['--tta'], marks=pytest.mark.full)],
+    ids=str,
+)
 def test_the_same_figures_and_maps(tiny, scenes, tmp_path, options):
     said, maps, records = {}, {}, {}
     for way in ([], ['--overlap']):

@@ -81,6 +81,7 @@ def test_multiply_adds_are_those_of_the_convolutions(tiny):
     assert found > 0 and found == sum(expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ('arch', 'tool', 'name', 'options'),
     [
@@ -120,6 +121,7 @@ def test_a_checkpoint_that_does_not_fit(real_m3, tmp_path):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     'backend',
     [OnnxBackend(), pytest.param(CoreMLBackend(precision='fp32'), marks=pytest.mark.full)],

@@ -12,7 +12,7 @@ from projects.recnext.recnext.export.onnx import OnnxBackend
 from projects.recnext.recnext.utils.errors import UserError
 
 
-@pytest.fixture(scope='module', params=['conv', pytest.param('attn', marks=pytest.mark.full)])
+@pytest.fixture(scope='module', params=['conv', 'attn'])
 def mixer(request) -> str:
     return request.param
 
@@ -32,6 +32,7 @@ def any_onnx(tiny_of, mixer, tmp_path_factory) -> Callable[[np.ndarray], list[np
     return lambda image: session.run(['labels', 'logits'], dict(image=image))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('size', [(96, 96), (96, 224), (160, 128), (256, 320)])
 def test_one_onnx_file_takes_batches_of_any_size(tiny_of, mixer, any_onnx, size):
     images = [picture(size, seed) for seed in range(3)]
@@ -63,6 +64,11 @@ def test_onnx_of_one_size(tiny_of, tmp_path, mixer, part):
     # Nor where it was made.
     assert str(ROOT).encode() not in (tmp_path / 'a.onnx').read_bytes()
     assert ('100.000 %' if part == 'segmentor' else 'largest feature') in table
+
+
+def test_a_backbone_for_batches_of_any_size(tiny, tmp_path):
+    table = export_to(tmp_path / 'a.onnx', OnnxBackend(), tiny, dict(crop_size=(96, 96)), part='backbone')
+    assert 'any multiples of 32' in table and 'largest feature' in table
 
 
 def test_onnx_says_what_is_missing(tiny, tmp_path, monkeypatch):

@@ -144,6 +144,7 @@ def test_a_fall_of_miou_is_refused(few, source, plain, calibrate, tmp_path):
         agreement.check('int8', max_drop=0)
 
 
+@pytest.mark.full
 def test_a_clipped_scale_is_refused(few, photos, tmp_path, monkeypatch):
     def clip(model: object, calibration: Calibration) -> object:
         model = quantize(model, calibration)

@@ -82,6 +82,7 @@ def test_features_are_the_same_in_all_three_frameworks(arch, formula_weights):
             assert len(features) == 4 and all(torch.equal(a, b) for a, b in zip(features, expected))
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('arch', ARCH_NAMES)
 def test_parameters_of_the_folded_classifier(arch):
     with torch.device('meta'):

@@ -74,6 +74,7 @@ def test_equal_maps_of_one_pixel(shape, steps):
         assert_same(label_map(logits, steps), stock(logits, steps))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_logits_that_rounding_takes_to_infinity(dtype):
     for seed in range(100):

@@ -45,6 +45,7 @@ def images():
     return smooth_images(1, (96, 128))
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize('dtype', BOUNDS, ids=str)
 def test_precisions_agree(segmentor, images, dtype):
     """Each in the form that is tested by default, against the plain network."""
@@ -71,6 +72,7 @@ def test_threads_agree(segmentor, images, number):
     assert (logits.argmax(1) == expected.argmax(1)).double().mean() >= BOUNDS[torch.float32][1]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_what_float16_cannot_hold_is_refused(dtype):
     model = segmentor_of('a5', 0.7)

@@ -122,6 +122,7 @@ def assert_same_predictions(ours, theirs):
         assert_equal_data(our.seg_logits, their.seg_logits, f'logits {index}')
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
 @pytest.mark.parametrize('name', PAIRS)
@@ -380,6 +381,7 @@ def said(monkeypatch):
 WIDE = recnext_cfg(neck=dict(out_channels=32), head=dict(in_channels=[32] * 4, channels=4))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.double, 1e-12)])
 @pytest.mark.parametrize('fuse', ['norms', 'all'])
 @pytest.mark.parametrize(
@@ -483,6 +485,7 @@ def test_of_a_neck_that_cannot_be_folded_the_norms_are(cfg, words, said):
 # --- Formats ---
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize(
     ('dtype', 'agree', 'close'),
@@ -583,6 +586,7 @@ def test_compiled_network_predicts_the_same(monkeypatch):
     assert (compiled.pred_sem_seg.data == eager.pred_sem_seg.data).float().mean() > 0.999
 
 
+@pytest.mark.full
 def test_compiled_training_has_the_same_loss_gradients_and_keys():
     eager = pair(recnext_cfg())[1].double().train()
     eager.decode_head.dropout = None

@@ -54,6 +54,7 @@ def assert_same(found: dict, expected: dict) -> None:
         assert tensor.dtype == expected[key].dtype and torch.equal(tensor, expected[key])
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('arch', ARCHS)
 def test_each_form_of_a_classifier_to_each(arch, formula_weights):
     source = formula_weights(read_layout(f'recnext_{arch}_distill_300e')['tensors'])

@@ -198,6 +198,7 @@ def create(name: str, file: object, **kwargs: object) -> torch.nn.Module:
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kwargs)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('arch', ARCH_NAMES)
 def test_pretrained_from_the_hubs_file(arch, hub, formula_weights):
     weights = convert_state_dict(

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from mmseg.registry import HOOKS
 from torch import nn
 
+from projects.recnext.recnext.cli.main import main
 from projects.recnext.recnext.models import deploy as deploy_module
 from projects.recnext.recnext.models.deploy import Deployment, deploy
 from projects.recnext.recnext.runtimes import cache as cache_module
@@ -400,6 +401,7 @@ def assert_same_labels(predictions: tuple, bound: float = BOUND) -> None:
     assert (found == ours.pred_sem_seg.data).float().mean() > 0.999
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('engine', ALL)
 def test_label_maps_are_those_of_pytorch(of_segmentors, engine, full):
     """With --full, 200 batches of images over eight networks; each network is converted once."""
@@ -422,6 +424,7 @@ def test_label_maps_are_those_of_pytorch(of_segmentors, engine, full):
     check()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('engine', ['onnxruntime', pytest.param('openvino', marks=pytest.mark.full)])
 def test_slide_and_sizes_together(of_segmentors, engine):
     sizes = [(64, 96), (64, 96), (100, 70)]
@@ -452,21 +455,19 @@ def test_an_engine_of_the_processor_on_another_device(folder):
 # --- The tools ---
 
 
-def test_a_tool_with_an_engine(tiny, tmp_path, scenes):
+def test_a_tool_with_an_engine(folder, tiny, tmp_path, scenes):
     needs('onnxruntime')
-    env = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
-    images = sorted((scenes / 'images' / 'validation').iterdir())[:1]
-    outputs = []
+    image, outputs = min((scenes / 'images' / 'validation').iterdir()), []
     for engine in ('torch', 'onnxruntime'):
         out = tmp_path / engine
-        result = run_tool('infer', *tiny, *images, '--out-dir', out, '--engine', engine, fresh=True, env=env)
-        assert result.returncode == 0, result.stderr
+        main(['predict', *map(str, (*tiny, image)), '--out-dir', str(out), '--engine', engine, '--fuse', 'norms'])
         outputs.append([path.read_bytes() for path in sorted(out.rglob('*.png'))])
     assert outputs[0] == outputs[1] and outputs[0]
-    assert len(entries(tmp_path / 'cache' / 'recnext' / 'engines')) == 1
+    assert len(entries(folder)) == 1
 
 
-def test_two_words_for_an_engine(tiny):
-    result = run_tool('test', *tiny, '--compile', '--engine', 'openvino', fresh=True)
-    assert result.returncode == 2 and 'not allowed with' in result.stderr
+def test_two_words_for_an_engine(tiny, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['test', *map(str, tiny), '--compile', '--engine', 'openvino'])
+    assert 'not allowed with' in capsys.readouterr().err
     assert_user_error(run_tool('test', *tiny, '--engine', 'onnxruntime', '--precision', 'bf16'), 'computes in fp32')

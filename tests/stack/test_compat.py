@@ -171,6 +171,7 @@ def test_downloads_are_read_without_running_them(server, tmp_path, monkeypatch, 
         CheckpointLoader.load_checkpoint(f'{server}/none.pth', 'cpu')
 
 
+@pytest.mark.full
 def test_a_user_of_the_configs_is_not_warned_of_what_mmseg_does(tmp_path):
     code = (
         'from projects.recnext.recnext.models.builder import build_skeleton, released_model_cfg\n'

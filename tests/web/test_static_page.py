@@ -311,6 +311,7 @@ def test_a_bad_file_gets_an_answer_and_the_next_is_predicted(address, visit):
         assert not visitor.page.locator('figure').is_visible()
 
 
+@pytest.mark.full
 def test_names_of_classes_are_shown_as_text(site, visit, tmp_path):
     copy = shutil.copytree(site, tmp_path / 'copy')
     about = json.loads((copy / 'model.json').read_text())
@@ -325,6 +326,7 @@ def test_names_of_classes_are_shown_as_text(site, visit, tmp_path):
     assert visitor.page.locator('.legend img').count() == 0
 
 
+@pytest.mark.full
 def test_the_browser_forbids_the_page_to_talk_to_others(address, visit):
     visitor = visit(address)
     visitor.wait_until_ready()

@@ -250,7 +250,7 @@ def bomb(side: int) -> bytes:
 # A visit
 
 
-@pytest.mark.parametrize('place', [0, pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.parametrize('place', [0, *(pytest.param(place, marks=pytest.mark.full) for place in (1, 2))])
 def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, inferred, visit, place):
     image = shared(IMAGES[place])
     visitor = visit(real_server)
@@ -305,6 +305,7 @@ def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, in
     assert [request.url for request in visitor.requests[requests:] if request.url[:4] == 'http'] == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     'size', [(4032, 3024), pytest.param((8192, 6144), marks=pytest.mark.full)], ids=['12 megapixels', '50 megapixels']
 )
@@ -354,6 +355,7 @@ def test_names_are_shown_as_text(tiny_server, visit):
     assert visitor.message() == f'{name} is not an image of a known format.'
 
 
+@pytest.mark.full
 def test_visitors_at_once_see_each_their_own(full, tiny_server, tiny, visit):
     predictor, number = Predictor(*tiny), 10 if full else 3
     visitors = [visit(tiny_server) for _ in range(number)]
@@ -523,6 +525,7 @@ def test_it_listens_on_this_machine_only(tiny_server):
 # The beginning and the end
 
 
+@pytest.mark.full
 def test_stopped_before_it_serves_it_leaves_nothing(tiny, tmp_path):
     """Between the making of its folder and the reading of its checkpoint, which is a pipe that says nothing."""
     pipe = tmp_path / 'pipe.pth'
@@ -542,6 +545,7 @@ def test_stopped_before_it_serves_it_leaves_nothing(tiny, tmp_path):
     assert not list(temporary.glob('*web-demo*'))
 
 
+@pytest.mark.full
 def test_a_port_that_is_taken(tiny):
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]

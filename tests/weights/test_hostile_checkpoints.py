@@ -57,7 +57,7 @@ model.update(neck=dict(in_channels=[4, 8, 16, 32], out_channels=4), decode_head=
 
 
 @pytest.fixture(scope='module')
-def goods(tiny, tmp_path_factory) -> list[Good]:
+def goods(full, tiny, tmp_path_factory) -> list[Good]:
     """A good checkpoint of each layout and each container."""
     folder, weights = tmp_path_factory.mktemp('goods'), tiny[1]
     legacy = convert_state_dict(weights, 'legacy').state_dict
@@ -86,7 +86,8 @@ def goods(tiny, tmp_path_factory) -> list[Good]:
         'before 1.6': ('legacy', old),
         'hub': ('safetensors', {**backbone, **head}),
     }
-    return [Good(name, (folder / name).read_bytes(), *held[name]) for name in held]
+    chosen = held if full else ('0.x', 'before 1.6', 'hub')  # one for each container
+    return [Good(name, (folder / name).read_bytes(), *held[name]) for name in chosen]
 
 
 class Reader:
@@ -171,7 +172,7 @@ def test_every_variant_is_right_or_refused_and_does_no_harm(full, goods, tmp_pat
     assert not wrong, '\n'.join([f'{len(wrong)} of {len(tried)}:', *wrong[:40]])
     assert list(room.iterdir()) == [] and {path.name for path in tmp_path.iterdir()} == {'good', 'room', 'variant'}
     assert not Path('/tmp', CANARY).exists()
-    assert len({row.kind for row in tried}) > 70 and len(tried) >= number
+    assert len({row.kind for row in tried}) > (70 if full else 60) and len(tried) >= number
 
 
 def print_table(tried: list[Tried]) -> None:

@@ -122,6 +122,7 @@ def test_a_store_that_is_not_there_ends_the_run_before_it_begins(scenes, tmp_pat
     assert error.value.final and not list((tmp_path / 'work').glob('*.pth'))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     'url', ['folder', *(pytest.param(kind, marks=pytest.mark.full) for kind in ('s3', 'memory'))], indirect=True
 )

@@ -173,10 +173,10 @@ def capture_for_coreml(wrapper: Wrapper, sizes: ImageSizes) -> ExportedProgram:
     """The graph for images of one size, or of sizes that vary, in operations that coremltools knows."""
     first, *others = sizes.sizes
     if not others:
-        return capture(wrapper, first)
+        return capture(wrapper, first).run_decompositions({})
     block = 2 * STRIDE
     dynamic = {dim + 2: block * Dim(f'blocks_{dim}', min=2, max=max(sizes.sizes)[dim]) for dim in range(2)}
-    program = capture(wrapper, first, dynamic)
+    program = capture(wrapper, first, dynamic).run_decompositions({})
     fix_scales(program)
     replace_powers(program)
     return program

@@ -135,8 +135,20 @@ class FoldedLevel(PlainLevel):
         out += F.pixel_shuffle(self.from_above(shifted), 2)
         for side, (dim, line) in zip(self.sides, ((2, 0), (2, -1), (3, 0), (3, -1))):
             merged = self.merge(feature.narrow(dim, line, 1), above.narrow(dim, line, 1))
-            out.narrow(dim, line, 1).sub_(side(merged))
+            out = _subtract(out, side(merged), dim, line)
         return self.head.activate(out) if self.head.with_activation else out
+
+
+def _subtract(maps: Tensor, line: Tensor, dim: int, index: int) -> Tensor:
+    """Subtract from the first (``index`` 0) or the last (-1) line of maps along a dimension, in place where it can be."""
+    if not torch.compiler.is_compiling():
+        maps.narrow(dim, index, 1).sub_(line)
+        return maps
+    # Exporters know no views to write into, and make a scatter of it, which phones do not accelerate.
+    rest = maps.shape[dim] - 1
+    changed = maps.narrow(dim, index, 1) - line
+    parts = (changed, maps.narrow(dim, 1, rest)) if index == 0 else (maps.narrow(dim, 0, rest), changed)
+    return torch.cat(parts, dim)
 
 
 class FoldedFPN(nn.Module):

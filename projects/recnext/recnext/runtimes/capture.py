@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from mmseg.models.utils import Upsample
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 STRIDE = 32
@@ -38,10 +38,7 @@ def capture(
     if dynamic:
         module = with_factors(module)
     with torch.no_grad():
-        program = torch.export.export(module.eval(), (images,), dynamic_shapes=(dynamic,) if dynamic else None)
-        # Folded Semantic FPN subtracts from the outermost lines of a map in place. Exporters know no views to write
-        # into, and make a scatter of it, which phones do not accelerate.
-        return program.run_decompositions({torch.ops.aten.slice_scatter.default: _slice_scatter})
+        return torch.export.export(module.eval(), (images,), dynamic_shapes=(dynamic,) if dynamic else None)
 
 
 def with_factors(module: nn.Module) -> nn.Module:
@@ -58,13 +55,3 @@ def with_factors(module: nn.Module) -> nn.Module:
                 )
                 setattr(parent, name, factor)
     return module
-
-
-def _slice_scatter(
-    x: Tensor, lines: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Tensor:
-    """``x`` with ``lines`` in the place of its own from ``start`` on, by concatenation; ``end`` follows from them."""
-    start = start or 0
-    stop = start + lines.shape[dim]
-    parts = x.narrow(dim, 0, start), lines, x.narrow(dim, stop, x.shape[dim] - stop)
-    return torch.cat([part for part in parts if part.shape[dim] != 0], dim)
