@@ -144,8 +144,13 @@ def test_the_command_line(hub, tiny, scenes, tmp_path, monkeypatch, capsys):
     assert labels[0] == labels[1]
     main(['test', 'hf://user/tiny', '--data-root', str(scenes)])
     assert [path.name for path in (tmp_path / 'work_dirs').iterdir()] == ['tiny']
-    nobody = {**env, 'HF_TOKEN': '', 'HF_HOME': str(tmp_path / 'other')}
-    result = recnext('predict', 'hf://user/tiny', photo, env=nobody)
+
+
+@pytest.mark.full
+def test_a_private_repository_is_not_for_everybody(hub, tiny, tmp_path):
+    push(*map(str, tiny), 'user/tiny', private=True)
+    nobody = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_TOKEN': '', 'HF_HOME': str(tmp_path / 'other')}
+    result = recnext('predict', 'hf://user/tiny', tmp_path, env=nobody, cwd=tmp_path)
     assert_user_error(result, 'no such repository, or a private one', 'hf auth login')
 
 

@@ -248,6 +248,7 @@ def test_batch_and_learning_rate_are_said(batch, processes, scale, words):
     assert words in describe_batch(cfg, processes)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('tracker', [dict(tensorboard=True), dict(wandb=''), dict(mlflow='http://localhost')])
 def test_a_tracker_must_be_installed(scenes, tmp_path, monkeypatch, tracker):
     monkeypatch.setattr(train_api.importlib.util, 'find_spec', lambda name: None)

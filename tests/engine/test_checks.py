@@ -50,6 +50,7 @@ def test_one_skeleton_and_one_reading_a_test(trained, counted, tmp_path):
     assert counted == {'without values': 1, 'with values': 1, 'iter_2.pth': 1}
 
 
+@pytest.mark.full
 def test_one_skeleton_and_one_reading_a_resumed_training(trained, counted, tmp_path):
     config, work = trained
     options = {'train_cfg.max_iters': 3}

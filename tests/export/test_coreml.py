@@ -89,7 +89,8 @@ def test_any_form_and_sizes_that_are_no_powers_of_two(tiny_of, tmp_path, mixer, 
     assert np.array_equal(open_model(tmp_path / 'a.mlpackage')(pixels(image))['labels'], labels_of(tiny, image))
 
 
-@pytest.mark.parametrize('mixer', ['conv', pytest.param('attn', marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('mixer', ['conv', 'attn'])
 def test_several_sizes(tiny_of, tmp_path, mixer):
     tiny = tiny_of(mixer)
     sizes = [(128, 192), (192, 128)]

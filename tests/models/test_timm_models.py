@@ -161,6 +161,7 @@ def test_other_ways_to_run_it(name, how, image):
     assert (found - expected).abs().max() <= (0.1 if how == 'bf16' else 1e-4) * expected.abs().max()
 
 
+@pytest.mark.every(3)
 @small_ones_always
 @pytest.mark.parametrize('deploy', [False, True], ids=['plain', 'folded'])
 def test_scripted(name, deploy, image):

@@ -209,6 +209,7 @@ def test_after_the_first_visit_it_works_without_its_server(site, visit):
     assert np.array_equal(np.array(visitor.mask()[1]), labels_of(site, image))
 
 
+@pytest.mark.full
 def test_a_new_export_replaces_the_old_one(site, visit, tmp_path):
     copy = shutil.copytree(site, tmp_path / 'copy')
     old = json.loads((copy / 'model.json').read_text())
@@ -301,6 +302,7 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.full
 def test_a_bad_file_gets_an_answer_and_the_next_is_predicted(address, visit):
     visitor = visit(address)
     for content, kind, message in BAD_FILES.values():

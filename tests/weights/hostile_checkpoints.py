@@ -162,6 +162,7 @@ def boundaries(good: Good) -> list[int]:
     return [*starts, *(start + 30 for start in starts), central, central + 46, len(good.content) - 22]
 
 
+@cache
 def legacy_end(content: bytes, at: int) -> int:
     stream = io.BytesIO(content)
     stream.seek(at)
@@ -173,6 +174,7 @@ def legacy_end(content: bytes, at: int) -> int:
 # Archives
 
 
+@cache
 def members_of(content: bytes) -> list[tuple[str, bytes]]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
@@ -186,6 +188,7 @@ def pack(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED
     return stream.getvalue()
 
 
+@cache
 def pickle_of(content: bytes) -> bytes:
     return next(data for name, data in members_of(content) if name.endswith('/data.pkl'))
 
@@ -205,6 +208,7 @@ FIELDS = (
 ).split()
 
 
+@cache
 def central_entries(content: bytes) -> list[int]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         at, places = archive.start_dir, []
