@@ -25,7 +25,7 @@ def tiny(tmp_path_factory):
 
 
 def test_the_report_of_the_comparison(tiny, tmp_path, full, monkeypatch, capfd):
-    chosen = contenders()
+    chosen = contenders(torch.device('cpu'))
     if not full:
         chosen = {name: way for name, way in chosen.items() if name in ('mmseg', 'ours')}
         monkeypatch.setattr(measurement, 'contenders', lambda *_: chosen)

@@ -33,6 +33,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from projects.recnext.recnext.engine.hooks.compile import compile_for_training
+from projects.recnext.recnext.models import deploy as deploy_module
 from projects.recnext.recnext.models import segmentor
 from projects.recnext.recnext.models.folded_fpn import FoldedFPN
 from projects.recnext.recnext.models.lazy_prediction import SegPrediction
@@ -562,6 +563,16 @@ def test_deploy_hook_on_another_segmentor_is_refused():
     runner = SimpleNamespace(model=pair(recnext_cfg())[0], logger=logging.getLogger('test_fast_segmentor'))
     with pytest.raises(UserError, match='FastEncoderDecoder or RecNeXtClassifier; found EncoderDecoder'):
         HOOKS.build(dict(type='DeployHook')).before_test(runner)
+
+
+@pytest.mark.parametrize('lacks', [False, True])
+def test_16_bits_without_instructions_for_them_are_warned_of(monkeypatch, lacks):
+    model, said = pair(recnext_cfg())[1], []
+    monkeypatch.setattr(deploy_module, 'print_log', lambda line, **_: said.append(line))
+    monkeypatch.setattr(deploy_module, 'lacks_half_precision', lambda device: lacks)
+    for precision in ('fp32', 'bf16'):
+        deploy_module.deploy(model, deploy_module.Deployment(precision=precision))
+    assert [line.endswith('Use --precision fp32.') for line in said] == [True] * lacks
 
 
 @pytest.mark.parametrize('option', [dict(fuse='some'), dict(precision='int8')])

@@ -1,5 +1,7 @@
 """Devices by their words, and what is measured on them: of any kind, most of which only pretend to be here."""
 
+import platform
+
 import pytest
 import torch
 from helpers.devices import pretend
@@ -13,13 +15,29 @@ from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.cli.main import build_parser
 from projects.recnext.recnext.engine.distributed import backend_of, prepare_processes
 from projects.recnext.recnext.engine.runner import run_on
-from projects.recnext.recnext.utils.device import describe_device, find_device
+from projects.recnext.recnext.utils.device import describe_device, find_device, lacks_half_precision
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.image_io import ImageError
 from projects.recnext.recnext.utils.memory import can_tell_peak, peak_memory, reset_peak
 from projects.recnext.recnext.utils.timing import Stopwatch
 
 KINDS = ('cuda', 'mps', 'xpu')
+
+
+@pytest.mark.parametrize(
+    ('device', 'machine', 'capability', 'lacks'),
+    [
+        ('cpu', 'x86_64', 'AVX2', True),
+        ('cpu', 'AMD64', 'DEFAULT', True),
+        ('cpu', 'x86_64', 'AVX512', False),
+        ('cpu', 'arm64', 'DEFAULT', False),
+        ('meta', 'x86_64', 'AVX2', False),
+    ],
+)
+def test_processors_without_instructions_for_16_bits(monkeypatch, device, machine, capability, lacks):
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    assert lacks_half_precision(torch.device(device)) == lacks
 
 
 @pytest.fixture

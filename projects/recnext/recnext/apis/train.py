@@ -12,7 +12,7 @@ from ..engine.hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
 from ..engine.optim import use_bfloat16
 from ..engine.runner import build_runner, run_on
 from ..models.builder import build_skeleton
-from ..utils.device import find_device
+from ..utils.device import SLOW_IN_16_BITS, find_device, lacks_half_precision
 from ..utils.errors import StartAgain, UserError
 from ..utils.files import make_folder, remove_partial_files
 from ..utils.signals import noted_stop_signals
@@ -114,6 +114,9 @@ def _run_training(cfg: Config, start: Start | None) -> str | None:
         runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
+    mixed = cfg.optim_wrapper.get('type') in ('AmpOptimWrapper', 'Bfloat16OptimWrapper')
+    if mixed and lacks_half_precision(next(runner.model.parameters()).device):
+        runner.logger.warning(f'{SLOW_IN_16_BITS} Train without --amp.')
     with noted_stop_signals() as request:
         hook = StopAtSignalHook(request)
         runner.register_hook(hook)

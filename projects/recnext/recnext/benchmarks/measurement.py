@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models.builder import build_without_weights
 from ..models.deploy import Deployment, deploy
 from ..models.segmentor import FastEncoderDecoder
+from ..utils.device import lacks_half_precision
 from ..utils.errors import UserError
 from ..utils.memory import can_tell_peak, keep_freed_memory, peak_memory, reset_peak
 from ..utils.timing import Stopwatch
@@ -51,10 +52,11 @@ PEAK_SIZE = 1536
 """Rows and columns of the matrices whose product tells how fast the machine can be."""
 
 
-def contenders(engines: Sequence[str] = ()) -> dict[str, Deployment | None]:
+def contenders(device: torch.device, engines: Sequence[str] = ()) -> dict[str, Deployment | None]:
     """Names and forms to run the network in; mmseg's own is none of ours.
 
     Args:
+        device: Where it runs. Without instructions for 16 bits, it runs in 32 alone.
         engines: To be measured as well, in each precision that they have here.
 
     Raises:
@@ -64,9 +66,10 @@ def contenders(engines: Sequence[str] = ()) -> dict[str, Deployment | None]:
         STOCK: None,
         FAST: Deployment(),
         'ours, norms only': Deployment('norms'),
-        'ours, bf16': Deployment('all', 'bf16'),
-        'ours, bf16, norms only': Deployment('norms', 'bf16'),
     }
+    if not lacks_half_precision(device):
+        ways['ours, bf16'] = Deployment('all', 'bf16')
+        ways['ours, bf16, norms only'] = Deployment('norms', 'bf16')
     for engine in engines:
         ways[engine] = Deployment(engine=engine)
         with contextlib.suppress(UserError):
@@ -149,7 +152,7 @@ def measure(
             raise UserError(f'The process of {name!r} ended; its own message stands above.') from None
 
     try:
-        for name, way in contenders(engines).items():
+        for name, way in contenders(device, engines).items():
             connections[name], theirs = context.Pipe()
             args = (theirs, cfg.to_dict(), weights, way, images, str(device))
             processes.append(context.Process(target=_compete, args=args, daemon=True))

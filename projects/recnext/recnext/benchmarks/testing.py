@@ -44,9 +44,9 @@ def benchmark(
     Raises:
         UserError: what is missing or does not fit, before anything is measured.
     """
-    measurement.contenders(engines)
     cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
     where = find_device(device)
+    measurement.contenders(where, engines)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,14 @@
 """The form in which a trained network runs fastest: folded, converted, reordered, in another engine."""
 
 import copy
+import logging
 from dataclasses import dataclass
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..utils.device import SLOW_IN_16_BITS, lacks_half_precision
 from ..utils.errors import UserError
 from .deployable_model import FUSE, DeployableModel
 from .folding import DepthwisePair
@@ -83,6 +86,8 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
             '  Use --device cpu, or --engine torch.'
         )
     if deployment.in_torch:
+        if deployment.precision != 'fp32' and lacks_half_precision(device):
+            print_log(f'{SLOW_IN_16_BITS} Use --precision fp32.', logger='current', level=logging.WARNING)
         pair_downsampling(model)
         model.set_format(DTYPES[deployment.precision], deployment.channels_last)
     if deployment.engine == 'compile':

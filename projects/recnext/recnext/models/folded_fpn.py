@@ -140,7 +140,7 @@ class FoldedLevel(PlainLevel):
 
 
 def _subtract(maps: Tensor, line: Tensor, dim: int, index: int) -> Tensor:
-    """Subtract from the first (``index`` 0) or the last (-1) line of maps along a dimension, in place where it can be."""
+    """Subtract from the first (``index`` 0) or last (-1) line of maps along a dimension, in place where that can be."""
     if not torch.compiler.is_compiling():
         maps.narrow(dim, index, 1).sub_(line)
         return maps

@@ -1,5 +1,6 @@
 """The device that a network runs on: found by its word, and what differs from one kind to another."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 AUTO = 'auto'
 """The word for the accelerator that is here, or the CPU."""
+
+SLOW_IN_16_BITS = 'This processor has no instructions for 16-bit numbers, and is hundreds of times slower with them.'
 
 
 def find_device(word: 'str | torch.device' = AUTO, process: int = 0) -> 'torch.device':
@@ -66,6 +69,20 @@ def synchronize(device: 'torch.device') -> None:
 
     if device.type != 'cpu':
         torch.accelerator.synchronize(device)
+
+
+def lacks_half_precision(device: 'torch.device') -> bool:
+    """Whether a device computes in 16 bits without instructions for it: convolutions take hundreds of times longer.
+
+    Known of x86 processors without AVX-512 alone.
+    """
+    import torch
+
+    return (
+        device.type == 'cpu'
+        and platform.machine().lower() in ('x86_64', 'amd64')
+        and torch.backends.cpu.get_cpu_capability() in ('DEFAULT', 'AVX2')
+    )
 
 
 def out_of_memory(error: RuntimeError) -> bool:
