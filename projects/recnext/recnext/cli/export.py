@@ -25,7 +25,7 @@ FORMATS = {
         ('fp16', 'fp32', 'int8'),
         ('format', 'target', 'compress'),
     ),
-    'executorch': Format('.pte', ('export.executorch', 'ExecutorchBackend'), ('fp32',)),
+    'executorch': Format('.pte', ('export.executorch', 'ExecutorchBackend'), ('fp32', 'int8')),
     'onnx': Format('.onnx', ('export.onnx', 'OnnxBackend'), ('fp32', 'fp16', 'int8')),
     'web': Format('a folder', ('web.static_page', 'WebBackend'), ('fp32', 'fp16', 'int8'), ('runtime',)),
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from ..engine.config import named_classes
 from ..runtimes.capture import capture
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from executorch.runtime import Program
 
 DELEGATE = 'XNNPACK'
+
+STORED = dict(fp32='fp32', int8='int8 where XNNPACK has it, weights a scale a channel')
 
 KERNEL = 'native_call_'
 """How the runtime's own profiler calls what it computes itself."""
@@ -54,15 +57,26 @@ class ExecutorchBackend:
     What it says of itself is the string that its method ``metadata`` gives: JSON.
 
     Args:
-        precision: ``'fp32'``: in 16 bits XNNPACK takes no GELU, which is in every block.
+        precision: ``'fp32'``, or ``'int8'``, which is calibrated. In 16 bits XNNPACK takes no GELU, which is in every
+            block.
     """
 
     precision: str = 'fp32'
 
     suffix = '.pte'
     single = True
-    stored = tolerance = 'fp32'
-    calibrated = False
+
+    @property
+    def stored(self) -> str:
+        return STORED[self.precision]
+
+    @property
+    def tolerance(self) -> str:
+        return self.precision
+
+    @property
+    def calibrated(self) -> bool:
+        return self.precision == 'int8'
 
     def check(self, options: ExportOptions) -> None:
         if importlib.util.find_spec('executorch') is None:
@@ -82,6 +96,8 @@ class ExecutorchBackend:
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
         program = capture(wrapper, sizes.sizes[0])
+        if calibration is not None:
+            program = quantize(program, calibration)
         with _shared_histories():
             lowered = to_edge_transform_and_lower(
                 program,
@@ -184,6 +200,27 @@ def time_outside(path: Path, size: tuple[int, int]) -> Counter[str]:
     total = times['Method::execute']
     kernels = {name: time for name, time in times.items() if name.startswith(KERNEL)}
     return Counter({name.removeprefix(KERNEL): time / total for name, time in kernels.items()})
+
+
+def quantize(program: ExportedProgram, calibration: Calibration) -> ExportedProgram:
+    """Weights and maps in 8 bits, weights a scale a channel, maps in the ranges that they have on images."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer.set_filter_function(lambda node: not any(map(calibration.keeps, modules_of(node))))
+    prepared = prepare_pt2e(program.module(), quantizer)
+    for image in calibration:
+        prepared(torch.from_numpy(image))
+    return torch.export.export(convert_pt2e(prepared), program.example_inputs[0])
+
+
+def modules_of(node: torch.fx.Node) -> list[str]:
+    """The names of the modules that an operation was captured in."""
+    return [name for name, _ in node.meta.get('nn_module_stack', {}).values() if name]
 
 
 @contextlib.contextmanager
