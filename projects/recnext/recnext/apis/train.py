@@ -61,6 +61,7 @@ def train(
     """
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
+    place = Store(store) if store else None
     if not cfg.get('train_dataloader'):
         raise UserError(
             f'{config} has no train_dataloader, and so nothing to train on. To train on from its weights, name them in '
@@ -92,10 +93,10 @@ def train(
     if mlflow:
         experiment = name_of(config, cfg)
         add_tracker(cfg, '--mlflow', 'mlflow', type='MLflowVisBackend', tracking_uri=mlflow, exp_name=experiment)
-    if store:
+    if place:
         add_hook(cfg, 'StoreHook', url=store)
         if resume == 'auto' or (resume is None and cfg.get('resume')):
-            share_newest_checkpoint(Store(store), cfg.work_dir)
+            share_newest_checkpoint(place, cfg.work_dir)
     start = choose_weights(cfg, resume, skeleton)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
