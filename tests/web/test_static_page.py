@@ -1,13 +1,11 @@
 """The page that predicts in the browser, from a plain file server in a real one: its labels are onnxruntime's."""
 
-import base64
 import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 from helpers.exports import SIZE, export_to, left_behind, picture, pixels, write_tiny
 from helpers.sites import served
 from helpers.tools import assert_user_error, run_tool
+from helpers.visitor import Visitor
 from PIL import Image
 
 from projects.recnext.recnext.export.onnx import open_session
@@ -23,10 +22,7 @@ from projects.recnext.recnext.web import runtime
 from projects.recnext.recnext.web.static_page import WebBackend
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
-
-SECONDS = 300
-"""That a machine at work on other things may take; nothing is waited for so long otherwise."""
+    pass
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +54,11 @@ def site_of(package, tiny, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope='module')
+def ready() -> str:
+    return '.camera'
+
+
+@pytest.fixture(scope='module')
 def site(site_of) -> Path:
     return site_of('fp32')
 
@@ -68,78 +69,25 @@ def address(site) -> Iterator[str]:
         yield address
 
 
-class Visitor:
-    """A browser that nobody else shares, which notes whom it asks and what it complains of."""
-
-    def __init__(self, browser: 'Browser', address: str, **options: object) -> None:
-        self.context = browser.new_context(**options)
-        self.context.set_default_timeout(1000 * SECONDS)
-        self.requests: list[Request] = []
-        self.complaints: list[str] = []
-        self.context.on('request', lambda request: self.requests.append(request))
-        self.page: Page = self.context.new_page()
-        self.page.on('pageerror', lambda error: self.complaints.append(str(error)))
-        self.page.on('console', lambda said: self.complaints.append(said.text) if said.type == 'error' else None)
-        self.page.goto(address)
-
-    def wait_until_ready(self) -> str:
-        """Where it computes."""
-        self.page.locator('.made').filter(has_text='onnxruntime-web').wait_for()
-        return self.page.locator('.made').inner_text()
-
-    def upload(self, content: bytes | Path, name: str = 'photo.png', kind: str = 'image/png') -> None:
-        if isinstance(content, bytes):
-            content = dict(name=name, mimeType=kind, buffer=content)
-        # Before, the page may be loaded anew.
-        self.page.locator('.camera').wait_for()
-        self.page.locator('.file').first.set_input_files(content)
-
-    def wait_for_result(self, name: str) -> str:
-        facts = self.page.locator('.facts').filter(has_text=f'{name} ·')
-        facts.wait_for()
-        return facts.inner_text()
-
-    def message(self) -> str:
-        self.page.locator('.message').wait_for()
-        return self.page.locator('.message').inner_text()
-
-    def mask(self) -> tuple[str, Image.Image]:
-        """Name and content of the mask that is downloaded."""
-        with self.page.expect_download() as download:
-            self.page.get_by_text('Download the mask').click()
-        content = Path(download.value.path()).read_bytes()
-        return download.value.suggested_filename, Image.open(io.BytesIO(content))
-
-    def layer(self) -> np.ndarray:
-        """(H, W, 3): what is painted over the image."""
-        script = """canvas => {
-            const {width, height} = canvas;
-            const data = canvas.getContext('2d').getImageData(0, 0, width, height).data;
-            return [height, width, btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join(''))];
-        }"""
-        height, width, data = self.page.locator('.overlay').evaluate(script)
-        return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)[..., :3]
-
-
-@pytest.fixture
-def visit(browser) -> Iterator[Callable[..., Visitor]]:
-    visitors = []
-
-    def open_page(address: str, **options: object) -> Visitor:
-        visitors.append(Visitor(browser, address, **options))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        asked = {urlsplit(request.url).hostname for request in visitor.requests if request.url[:4] == 'http'}
-        visitor.context.close()
-        assert visitor.complaints == []
-        assert asked == {'127.0.0.1'}, 'it talked to others'
-
-
 def png(image: np.ndarray) -> bytes:
     """Of (H, W, 3) in BGR."""
     return cv2.imencode('.png', image)[1].tobytes()
+
+
+def wait_until_ready(visitor: Visitor) -> str:
+    """Where it computes."""
+    visitor.page.locator('.made').filter(has_text='onnxruntime-web').wait_for()
+    return visitor.page.locator('.made').inner_text()
+
+
+def mask_of(visitor: Visitor) -> tuple[str, Image.Image]:
+    name, content = visitor.mask()
+    return name, Image.open(io.BytesIO(content))
+
+
+def layer_of(visitor: Visitor) -> np.ndarray:
+    """(H, W, 3)"""
+    return visitor.layer()[..., :3]
 
 
 def labels_of(site: Path, image: np.ndarray) -> np.ndarray:
@@ -174,7 +122,7 @@ def test_labels_are_those_of_onnxruntime(site_of, visit, tmp_path, query, isolat
         visitor = visit(address + query)
         if 'webgpu' in query and not adapter_of(visitor):
             pytest.skip('needs a browser with WebGPU in software')
-        assert where in visitor.wait_until_ready()
+        assert where in wait_until_ready(visitor)
         assert visitor.page.evaluate('crossOriginIsolated') == isolated
         for seed in (5, 6):
             image = picture(SIZE, seed)
@@ -182,10 +130,10 @@ def test_labels_are_those_of_onnxruntime(site_of, visit, tmp_path, query, isolat
             assert visitor.wait_for_result(f'photo{seed}.png') == f'photo{seed}.png · 128 × 64 pixels'
             expected = labels_of(site, image)
             assert len(np.unique(expected)) > 1
-            name, mask = visitor.mask()
+            name, mask = mask_of(visitor)
             assert name == f'photo{seed}.png' and np.array_equal(np.array(mask), expected)
             assert mask.mode == 'P' and mask.getpalette()[:450] == np.ravel(about['palette']).tolist()
-            assert np.array_equal(visitor.layer(), np.array(mask.convert('RGB')))
+            assert np.array_equal(layer_of(visitor), np.array(mask.convert('RGB')))
             order = sorted(np.unique(expected), key=lambda label: (-(expected == label).sum(), label))
             legend = visitor.page.locator('.legend span').all_inner_texts()
             assert legend == [about['classes'][label] for label in order]
@@ -199,14 +147,14 @@ def test_labels_are_those_of_onnxruntime(site_of, visit, tmp_path, query, isolat
 def test_after_the_first_visit_it_works_without_its_server(site, visit):
     with served(site) as address:
         visitor = visit(address)
-        visitor.wait_until_ready()
+        wait_until_ready(visitor)
     visitor.context.set_offline(True)
     visitor.page.reload()
-    assert 'threads' in visitor.wait_until_ready()
+    assert 'threads' in wait_until_ready(visitor)
     image = picture(SIZE)
-    visitor.upload(png(image))
+    visitor.upload(png(image), 'photo.png')
     visitor.wait_for_result('photo.png')
-    assert np.array_equal(np.array(visitor.mask()[1]), labels_of(site, image))
+    assert np.array_equal(np.array(mask_of(visitor)[1]), labels_of(site, image))
 
 
 @pytest.mark.full
@@ -215,7 +163,7 @@ def test_a_new_export_replaces_the_old_one(site, visit, tmp_path):
     old = json.loads((copy / 'model.json').read_text())
     with served(copy) as address:
         visitor = visit(address)
-        visitor.wait_until_ready()
+        wait_until_ready(visitor)
         for name in ('model.json', 'service_worker.js'):
             text = (copy / name).read_text().replace(old['version'], '0' * 16)
             (copy / name).write_text(text.replace(json.dumps(old['origin']['config']), '"another"'))
@@ -224,17 +172,17 @@ def test_a_new_export_replaces_the_old_one(site, visit, tmp_path):
             visitor.page.wait_for_timeout(100)
         visitor.page.reload()
         visitor.page.locator('.model').filter(has_text='another').wait_for()
-        assert 'threads' in visitor.wait_until_ready()
+        assert 'threads' in wait_until_ready(visitor)
 
 
 def test_a_picture_of_another_size_is_scaled_and_so_are_its_labels(address, visit):
     visitor = visit(address, viewport=dict(width=390, height=844))
-    visitor.wait_until_ready()
+    wait_until_ready(visitor)
     assert '128 × 64 pixels' in visitor.page.locator('.limits').inner_text()
     assert visitor.page.evaluate('document.documentElement.scrollWidth') == 390
     visitor.upload(png(picture((1203, 1801))), '<img src=x onerror=alert(1)>.png')
     assert '1801 × 1203' in visitor.wait_for_result('<img src=x onerror=alert(1)>.png')
-    layer, mask = visitor.layer(), np.array(visitor.mask()[1].convert('RGB'))
+    layer, mask = layer_of(visitor), np.array(mask_of(visitor)[1].convert('RGB'))
     rows, columns = (np.arange(1203) + 0.5) * 64 / 1203, (np.arange(1801) + 0.5) * 128 / 1801
     assert np.array_equal(mask, layer[rows.astype(int)][:, columns.astype(int)])
     for width in (390, 320):
@@ -245,22 +193,22 @@ def test_a_picture_of_another_size_is_scaled_and_so_are_its_labels(address, visi
 def test_opacity_and_a_class_by_itself(site, address, visit):
     visitor = visit(address)
     image = picture(SIZE)
-    visitor.upload(png(image))
+    visitor.upload(png(image), 'photo.png')
     visitor.wait_for_result('photo.png')
-    labels, layer = labels_of(site, image), visitor.layer()
+    labels, layer = labels_of(site, image), layer_of(visitor)
     visitor.page.get_by_role('slider').fill('80')
     assert visitor.page.locator('.overlay').evaluate('canvas => getComputedStyle(canvas).opacity') == '0.8'
     visitor.page.locator('.legend button').first.click()
     chosen = labels == np.bincount(labels.ravel()).argmax()
-    assert np.array_equal(visitor.layer()[chosen], layer[chosen]) and (visitor.layer()[~chosen] == 0x18).all()
+    assert np.array_equal(layer_of(visitor)[chosen], layer[chosen]) and (layer_of(visitor)[~chosen] == 0x18).all()
     visitor.page.locator('.legend button').first.click()
-    assert np.array_equal(visitor.layer(), layer)
+    assert np.array_equal(layer_of(visitor), layer)
 
 
 def test_the_camera(address, visit):
     visitor = visit(address)
     page = visitor.page
-    visitor.wait_until_ready()
+    wait_until_ready(visitor)
     page.get_by_text('Use the camera').click()
     visitor.wait_for_result('camera')
     rate = page.locator('.timings tr', has_text='frames a second').locator('td').last
@@ -270,7 +218,7 @@ def test_the_camera(address, visit):
     page.get_by_text('Stop').click()
     page.locator('.stop').wait_for(state='hidden')
     assert page.locator('[aria-pressed=true]').count() <= 1
-    assert visitor.mask()[0] == 'camera.png'
+    assert mask_of(visitor)[0] == 'camera.png'
     # An image takes its place.
     page.get_by_text('Use the camera').click()
     page.locator('.stop').wait_for()
@@ -321,7 +269,7 @@ def test_names_of_classes_are_shown_as_text(site, visit, tmp_path):
     (copy / 'model.json').write_text(json.dumps(about))
     with served(copy) as address:
         visitor = visit(address)
-        visitor.upload(png(picture(SIZE)))
+        visitor.upload(png(picture(SIZE)), 'photo.png')
         visitor.wait_for_result('photo.png')
         names = visitor.page.locator('.legend span').all_inner_texts()
     assert names and all(name.startswith('<img src=x') for name in names)
@@ -331,7 +279,7 @@ def test_names_of_classes_are_shown_as_text(site, visit, tmp_path):
 @pytest.mark.full
 def test_the_browser_forbids_the_page_to_talk_to_others(address, visit):
     visitor = visit(address)
-    visitor.wait_until_ready()
+    wait_until_ready(visitor)
     refused = visitor.page.evaluate("fetch('http://localhost:9/').then(() => false, () => true)")
     assert refused and visitor.complaints and all('Content Security Policy' in said for said in visitor.complaints)
     visitor.complaints.clear()

@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from helpers.reference import ROOT, shared
 from helpers.tools import assert_user_error, run_tool
+from helpers.visitor import SECONDS
 from PIL import Image
 
 from projects.recnext.recnext.apis.batch_prediction import infer
@@ -36,7 +37,7 @@ from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.web import app as web_demo
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
+    pass
 
 pytest.importorskip('gradio')
 
@@ -52,9 +53,6 @@ def tell(event, args):
 sys.addaudithook(tell)
 """
 """As sitecustomize.py, it writes down whom a program talks to."""
-
-SECONDS = 120
-"""That a machine at work on other things may take; nothing is waited for so long otherwise."""
 
 
 @dataclass
@@ -165,67 +163,6 @@ def inferred(tmp_path_factory) -> Path:
     return folder
 
 
-class Visitor:
-    """A visitor's browser, which nobody else shares."""
-
-    def __init__(self, browser: 'Browser', server: Server, **options: object) -> None:
-        self.context = browser.new_context(**options)
-        self.context.set_default_timeout(1000 * SECONDS)
-        self.page: Page = self.context.new_page()
-        self.requests: list[Request] = []
-        self.complaints: list[str] = []
-        self.page.on('request', lambda request: self.requests.append(request))
-        self.page.on('pageerror', lambda error: self.complaints.append(str(error)))
-        self.page.on('console', lambda said: self.complaints.append(said.text) if said.type == 'error' else None)
-        self.page.goto(server.address)
-        self.page.locator('.drop').wait_for()
-
-    def upload(self, content: Path | bytes, name: str = 'photo.jpg') -> None:
-        if isinstance(content, bytes):
-            content = dict(name=name, mimeType='image/jpeg', buffer=content)
-        self.page.locator('.file').first.set_input_files(content)
-
-    def wait_for_result(self, name: str) -> None:
-        self.page.locator('.facts').filter(has_text=f'{name} ·').wait_for()
-
-    def message(self) -> str:
-        self.page.locator('.message').wait_for()
-        return self.page.locator('.message').inner_text()
-
-    def mask(self) -> tuple[str, bytes]:
-        """Name and content of the mask that is downloaded."""
-        with self.page.expect_download() as download:
-            self.page.get_by_text('Download the mask').click()
-        return download.value.suggested_filename, Path(download.value.path()).read_bytes()
-
-    def layer(self) -> np.ndarray:
-        """(H, W, 4): what is painted over the image."""
-        script = """canvas => {
-            const {width, height} = canvas;
-            const data = canvas.getContext('2d').getImageData(0, 0, width, height).data;
-            return [height, width, btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join(''))];
-        }"""
-        height, width, data = self.page.locator('.overlay').evaluate(script)
-        return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
-
-
-@pytest.fixture
-def visit(browser) -> Iterator[Callable[..., Visitor]]:
-    visitors = []
-
-    def open_page(server: Server, **options: object) -> Visitor:
-        visitors.append(Visitor(browser, server, **options))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        visitor.context.close()
-        assert visitor.complaints == []
-        assert {urlsplit(request.url).hostname for request in visitor.requests if request.url[:4] == 'http'} == {
-            '127.0.0.1'
-        }
-
-
 def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'PNG')
@@ -253,7 +190,7 @@ def bomb(side: int) -> bytes:
 @pytest.mark.parametrize('place', [0, *(pytest.param(place, marks=pytest.mark.full) for place in (1, 2))])
 def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, inferred, visit, place):
     image = shared(IMAGES[place])
-    visitor = visit(real_server)
+    visitor = visit(real_server.address)
     page = visitor.page
     if place == 2:
         page.get_by_title(image.name).click()  # the one to choose
@@ -312,7 +249,7 @@ def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, in
 def test_the_photograph_of_a_phone_is_predicted(real_server, visit, size):
     photo = io.BytesIO()
     Image.open(shared(IMAGES[0])).resize(size).save(photo, 'JPEG')
-    visitor = visit(real_server, viewport=dict(width=390, height=844))
+    visitor = visit(real_server.address, viewport=dict(width=390, height=844))
     visitor.upload(photo.getvalue(), 'phone.jpg')
     visitor.wait_for_result('phone.jpg')
     assert '{} × {}'.format(*size) in visitor.page.locator('.facts').inner_text()
@@ -335,7 +272,7 @@ BAD_FILES = {
 
 
 def test_a_bad_file_gets_an_answer_and_the_next_is_predicted(tiny_server, visit):
-    visitor = visit(tiny_server)
+    visitor = visit(tiny_server.address)
     for content, message in BAD_FILES.values():
         visitor.upload(png(scene(0)), 'good.png')
         visitor.wait_for_result('good.png')
@@ -346,7 +283,7 @@ def test_a_bad_file_gets_an_answer_and_the_next_is_predicted(tiny_server, visit)
 
 
 def test_names_are_shown_as_text(tiny_server, visit):
-    visitor = visit(tiny_server)
+    visitor = visit(tiny_server.address)
     name = '<img src=x onerror=alert(1)> ${1} `{{é}}.png'
     visitor.upload(png(scene(0)), name)
     visitor.wait_for_result(name)
@@ -358,7 +295,7 @@ def test_names_are_shown_as_text(tiny_server, visit):
 @pytest.mark.full
 def test_visitors_at_once_see_each_their_own(full, tiny_server, tiny, visit):
     predictor, number = Predictor(*tiny), 10 if full else 3
-    visitors = [visit(tiny_server) for _ in range(number)]
+    visitors = [visit(tiny_server.address) for _ in range(number)]
     for seed, visitor in enumerate(visitors):
         visitor.upload(png(scene(seed)), 'same.png')
     masks = []
@@ -371,7 +308,7 @@ def test_visitors_at_once_see_each_their_own(full, tiny_server, tiny, visit):
 
 
 def test_when_the_server_is_full_the_page_says_so(tiny_server, visit):
-    visitor = visit(tiny_server)
+    visitor = visit(tiny_server.address)
     refusal = dict(status=503, json=dict(detail='Queue is full.'))
     visitor.page.route('**/queue/join*', lambda route: route.fulfill(**refusal))
     visitor.upload(png(scene(0)))
