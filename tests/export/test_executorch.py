@@ -221,7 +221,7 @@ def test_semantic_fpn_folded_is_refused_in_eight_bits(few, photos, tmp_path):
 def test_a_file_that_does_not_run_is_refused(few, photos, tmp_path, monkeypatch):
     """Once this fails, ExecuTorch is mended, and what the test above is about can go."""
     monkeypatch.setattr(executorch_export, 'FoldedLevel', bytes)
-    with pytest.raises(UserError, match='does not execute the file: .*0x10'):
+    with pytest.raises(UserError, match=r'does not execute the file: .*0x10'):
         export_to(tmp_path / 'a.pte', ExecutorchBackend('int8'), few, size=[SIZE], calibrate=str(photos))
     assert left_behind(tmp_path) == []
 

@@ -41,8 +41,8 @@ KERNEL = 'native_call_'
 ROUNDS = 9
 
 FOLDED = (
-    'ExecuTorch runs no folded Semantic FPN in 8 bits: it turns the lines of the border, which are cut out of quantised '
-    'maps, the wrong way round. Add --fuse norms.'
+    'ExecuTorch runs no folded Semantic FPN in 8 bits: it turns the lines of the border, cut out of quantised maps, '
+    'the wrong way round. Add --fuse norms.'
 )
 """Its pass ``ChannelsLastTaggedReshapePass`` gives a map that leaves a piece of XNNPACK in the order of rows to the
 slices inside the piece as well, which expect channels last. The runtime stops with error 0x10, of a shape.
