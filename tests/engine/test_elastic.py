@@ -150,7 +150,10 @@ def test_two_machines_killed_at_random(full, scenes, tmp_path, nodes):
     )
     difference = largest_difference(one, two)
     print(f'{kills} kills of {last} iterations, {again} images trained on again, largest difference {difference:.2g}')
-    assert difference < 1e-4 < largest_difference(first, two)
+    moved = largest_difference(first, two)
+    # Four processes add up gradients in another order after a start, as DDP lays its buckets out anew in its second
+    # iteration, and training makes more of it. The sum of two is the same in any order.
+    assert difference < (moved / 5 if full else 1e-4) < moved
 
 
 def test_a_users_error_is_not_retried(scenes, tmp_path):
