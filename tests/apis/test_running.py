@@ -32,6 +32,7 @@ from projects.recnext.recnext.apis.train import describe_batch, scale_learning_r
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.models.state_dict import ConversionError
+from projects.recnext.recnext.utils.device import SLOW_IN_16_BITS, lacks_half_precision
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint
 
@@ -209,6 +210,7 @@ def test_amp_is_bfloat16(scenes, tmp_path):
     assert result.returncode == 0, result.stderr
     cfg = Config.fromfile(next(tmp_path.glob('*/vis_data/config.py')))
     assert cfg.optim_wrapper.type == 'Bfloat16OptimWrapper'
+    assert (SLOW_IN_16_BITS in result.stdout) == lacks_half_precision(torch.device('cpu'))
     assert np.isfinite(losses(tmp_path)).all() and len(losses(tmp_path)) == 1
 
 

@@ -119,7 +119,7 @@ def test_no_thread_outlives_training(scenes, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('script', ['dist_train.sh', pytest.param('dist_test.sh', marks=pytest.mark.full)])
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
 def test_two_machines_on_one(trained, tmp_path, script):
     config, checkpoint = trained
     args, done = [config, checkpoint, 1], 'mIoU'
@@ -135,7 +135,7 @@ def test_two_machines_on_one(trained, tmp_path, script):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('victim', ['training process', pytest.param('data loader', marks=pytest.mark.full)])
+@pytest.mark.parametrize('victim', ['training process', 'data loader'])
 def test_one_process_killed_ends_them_all(scenes, tmp_path, victim):
     config = write_tiny_config(tmp_path, scenes)
     options = ['train_cfg.max_iters=100000', 'train_dataloader.num_workers=1']

@@ -86,15 +86,9 @@ def test_multiply_adds_are_those_of_the_convolutions(tiny):
     ('arch', 'tool', 'name', 'options'),
     [
         ('m3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp16']),
-        pytest.param(
-            'm3',
-            'export_coreml',
-            'a.mlmodel',
-            ['--precision', 'fp32', '--format', 'neuralnetwork'],
-            marks=pytest.mark.full,
-        ),
-        pytest.param('a3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp32'], marks=pytest.mark.full),
-        pytest.param('m3', 'export_onnx', 'a.onnx', [], marks=pytest.mark.full),
+        ('m3', 'export_coreml', 'a.mlmodel', ['--precision', 'fp32', '--format', 'neuralnetwork']),
+        ('a3', 'export_coreml', 'a.mlpackage', ['--precision', 'fp32']),
+        ('m3', 'export_onnx', 'a.onnx', []),
     ],
 )
 def test_released_variants_on_real_images(arch, tool, name, options, real_m3, formula_weights, ade20k_sample, tmp_path):
@@ -124,7 +118,7 @@ def test_a_checkpoint_that_does_not_fit(real_m3, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize(
     'backend',
-    [OnnxBackend(), pytest.param(CoreMLBackend(precision='fp32'), marks=pytest.mark.full)],
+    [OnnxBackend(), CoreMLBackend(precision='fp32')],
     ids=['onnx', 'coreml'],
 )
 def test_two_classes_told_apart_by_one_map(tiny, tmp_path, backend):

@@ -403,13 +403,12 @@ def assert_same_labels(predictions: tuple, bound: float = BOUND) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize('engine', ALL)
-def test_label_maps_are_those_of_pytorch(of_segmentors, engine, full):
-    """With --full, 200 batches of images over eight networks; each network is converted once."""
-    networks = 8 if full else 1
+def test_label_maps_are_those_of_pytorch(of_segmentors, engine):
+    """200 batches of images over eight networks; each network is converted once."""
 
-    @settings(max_examples=200 if full else 6)
+    @settings(max_examples=200)
     @given(
-        seed=st.integers(0, networks - 1),
+        seed=st.integers(0, 7),
         number=st.integers(1, 3),
         blocks=st.tuples(st.integers(3, 8), st.integers(3, 8)),
         images=st.integers(0, 2**20),
@@ -425,7 +424,7 @@ def test_label_maps_are_those_of_pytorch(of_segmentors, engine, full):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('engine', ['onnxruntime', pytest.param('openvino', marks=pytest.mark.full)])
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
 def test_slide_and_sizes_together(of_segmentors, engine):
     sizes = [(64, 96), (64, 96), (100, 70)]
     found = [

@@ -243,9 +243,7 @@ def test_an_image_is_predicted_looked_at_and_its_mask_downloaded(real_server, in
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    'size', [(4032, 3024), pytest.param((8192, 6144), marks=pytest.mark.full)], ids=['12 megapixels', '50 megapixels']
-)
+@pytest.mark.parametrize('size', [(4032, 3024), (8192, 6144)], ids=['12 megapixels', '50 megapixels'])
 def test_the_photograph_of_a_phone_is_predicted(real_server, visit, size):
     photo = io.BytesIO()
     Image.open(shared(IMAGES[0])).resize(size).save(photo, 'JPEG')
@@ -293,8 +291,8 @@ def test_names_are_shown_as_text(tiny_server, visit):
 
 
 @pytest.mark.full
-def test_visitors_at_once_see_each_their_own(full, tiny_server, tiny, visit):
-    predictor, number = Predictor(*tiny), 10 if full else 3
+def test_visitors_at_once_see_each_their_own(tiny_server, tiny, visit):
+    predictor, number = Predictor(*tiny), 10
     visitors = [visit(tiny_server.address) for _ in range(number)]
     for seed, visitor in enumerate(visitors):
         visitor.upload(png(scene(seed)), 'same.png')

@@ -123,9 +123,7 @@ def test_a_store_that_is_not_there_ends_the_run_before_it_begins(scenes, tmp_pat
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    'url', ['folder', *(pytest.param(kind, marks=pytest.mark.full) for kind in ('s3', 'memory'))], indirect=True
-)
+@pytest.mark.parametrize('url', ['folder', 's3', 'memory'], indirect=True)
 def test_a_run_that_goes_on_elsewhere(url, scenes, tmp_path):
     """Checkpoints, logs and config are in the store; a machine with an empty work dir goes on from there, exactly."""
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)

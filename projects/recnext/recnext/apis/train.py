@@ -115,8 +115,8 @@ def _run_training(cfg: Config, start: Start | None) -> str | None:
         runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
-    mixed = cfg.optim_wrapper.get('type') in ('AmpOptimWrapper', 'Bfloat16OptimWrapper')
-    if mixed and lacks_half_precision(next(runner.model.parameters()).device):
+    bfloat16 = cfg.optim_wrapper.get('type') == 'Bfloat16OptimWrapper'  # mmengine's own refuses a CPU
+    if bfloat16 and lacks_half_precision(next(runner.model.parameters()).device):
         runner.logger.warning(f'{SLOW_IN_16_BITS} Train without --amp.')
     with noted_stop_signals() as request:
         hook = StopAtSignalHook(request)

@@ -59,6 +59,20 @@ class SavedModel(NamedTuple):
     format: str  # and its version, for a person to read
 
 
+class OfPrecision:
+    """What follows from the precision of a backend, where nothing else decides it: see :class:`Backend`."""
+
+    precision: str
+
+    @property
+    def tolerance(self) -> str:
+        return self.precision
+
+    @property
+    def calibrated(self) -> bool:
+        return self.precision == 'int8'
+
+
 class Backend(Protocol):
     """A format, with the options that only it has.
 

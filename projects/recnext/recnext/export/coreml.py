@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from ..engine.config import named_classes
 from ..runtimes.capture import STRIDE, capture
 from ..utils.errors import UserError
-from .backend import ExportOptions, SavedModel
+from .backend import ExportOptions, OfPrecision, SavedModel
 from .capture import ExportedBackbone, ExportedSegmentor, Wrapper
 from .coreml_benchmark import benchmark_coreml
 from .coreml_evaluator import CoreMLEvaluator
@@ -41,7 +41,7 @@ TARGETS = dict(mlprogram=('iOS16', 'iOS15', 'iOS17', 'iOS18'), neuralnetwork=('i
 
 
 @dataclass(frozen=True)
-class CoreMLBackend:
+class CoreMLBackend(OfPrecision):
     """One ``.mlpackage`` or ``.mlmodel``: single images of one size or of several.
 
     Args:
@@ -66,10 +66,6 @@ class CoreMLBackend:
     def oldest(self) -> str:
         """The oldest system that the file is for."""
         return self.target or ('iOS17' if self.calibrated else TARGETS[self.format][0])
-
-    @property
-    def calibrated(self) -> bool:
-        return self.precision == 'int8'
 
     @property
     def compressed(self) -> bool:
@@ -172,13 +168,13 @@ def open_model(path: str | Path) -> CoreMLEvaluator:
 def capture_for_coreml(wrapper: Wrapper, sizes: ImageSizes) -> ExportedProgram:
     """The graph for images of one size, or of sizes that vary, in operations that coremltools knows."""
     first, *others = sizes.sizes
-    if not others:
-        return capture(wrapper, first).run_decompositions({})
-    block = 2 * STRIDE
-    dynamic = {dim + 2: block * Dim(f'blocks_{dim}', min=2, max=max(sizes.sizes)[dim]) for dim in range(2)}
+    block, dynamic = 2 * STRIDE, None
+    if others:
+        dynamic = {dim + 2: block * Dim(f'blocks_{dim}', min=2, max=max(sizes.sizes)[dim]) for dim in range(2)}
     program = capture(wrapper, first, dynamic).run_decompositions({})
-    fix_scales(program)
-    replace_powers(program)
+    if others:
+        fix_scales(program)
+        replace_powers(program)
     return program
 
 

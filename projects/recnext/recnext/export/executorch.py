@@ -20,7 +20,7 @@ from ..models.folded_fpn import FoldedLevel
 from ..runtimes.capture import capture
 from ..utils.errors import UserError
 from ..utils.timing import time_calls
-from .backend import ExportOptions, SavedModel
+from .backend import ExportOptions, OfPrecision, SavedModel
 from .capture import ExportedSegmentor, Wrapper
 from .quantization import Calibration
 from .sizes import ImageSizes, check_sizes
@@ -60,7 +60,7 @@ class ExecutorchModel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ExecutorchBackend:
+class ExecutorchBackend(OfPrecision):
     """One ``.pte`` file for single images of one size, computed by XNNPACK on the processor.
 
     What it says of itself is the string that its method ``metadata`` gives: JSON.
@@ -78,14 +78,6 @@ class ExecutorchBackend:
     @property
     def stored(self) -> str:
         return STORED[self.precision]
-
-    @property
-    def tolerance(self) -> str:
-        return self.precision
-
-    @property
-    def calibrated(self) -> bool:
-        return self.precision == 'int8'
 
     def check(self, options: ExportOptions) -> None:
         if importlib.util.find_spec('executorch') is None:

@@ -17,7 +17,7 @@ from ..runtimes.capture import STRIDE, any_size, capture
 from ..runtimes.onnx import open_session, to_onnx
 from ..utils.errors import UserError
 from ..utils.timing import time_calls
-from .backend import ExportOptions, SavedModel
+from .backend import ExportOptions, OfPrecision, SavedModel
 from .capture import ExportedSegmentor, Wrapper
 from .onnx_rounding import halve_weights, quantize
 from .quantization import Calibration
@@ -48,7 +48,7 @@ class OnnxModel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OnnxBackend:
+class OnnxBackend(OfPrecision):
     """One ``.onnx`` file: batches of images of any size, or single images of one.
 
     Args:
@@ -63,14 +63,6 @@ class OnnxBackend:
     @property
     def stored(self) -> str:
         return STORED[self.precision]
-
-    @property
-    def tolerance(self) -> str:
-        return self.precision
-
-    @property
-    def calibrated(self) -> bool:
-        return self.precision == 'int8'
 
     def check(self, options: ExportOptions) -> None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.config import named_classes
-from ..export.backend import ExportOptions, SavedModel
+from ..export.backend import ExportOptions, OfPrecision, SavedModel
 from ..export.capture import Wrapper
 from ..export.onnx import OnnxBackend, OnnxModel
 from ..export.quantization import Calibration
@@ -45,7 +45,7 @@ POLICY = (
 
 
 @dataclass(frozen=True)
-class WebBackend:
+class WebBackend(OfPrecision):
     """A folder with a page, an ONNX file for images of one size, and onnxruntime-web.
 
     Args:
@@ -67,14 +67,6 @@ class WebBackend:
     @property
     def stored(self) -> str:
         return self.onnx.stored
-
-    @property
-    def tolerance(self) -> str:
-        return self.onnx.tolerance
-
-    @property
-    def calibrated(self) -> bool:
-        return self.onnx.calibrated
 
     def check(self, options: ExportOptions) -> None:
         self.onnx.check(options)
