@@ -82,8 +82,10 @@ wheels:
 	$(PYTHON) -m pip download --quiet --no-deps --dest work_dirs/wheels/more --python-version 3.12 --only-binary=:all: \
 	    rich markdown-it-py mdurl pygments regex scipy
 
+# The python3 there may itself be a virtual environment's, whose packages a further one would not see without the .pth.
 %/venv: | %
 	python3 -m venv --system-site-packages $@
+	python3 -c 'import site; print(*site.getsitepackages(), sep="\n")' > $$(echo $@/lib/python*/site-packages)/parent.pth
 	$@/bin/pip install --no-index --no-deps --find-links $* $*/*.whl
 	$@/bin/pip install --no-index --find-links $*/more rich regex scipy
 

@@ -89,6 +89,29 @@ def test_what_is_imported_when_it_is_used_gives_the_real_thing(module, use, expe
     assert numpy.array_equal(found, expected)
 
 
+def test_a_package_that_mmengine_imports_finds_the_real_ones(tmp_path):
+    """transformers, where it is installed: its lookup of timm ended in an error, and nothing could be imported."""
+    Path(tmp_path, 'transformers.py').write_text(
+        'import sys, importlib.util\n'
+        'for name in ("timm", "scipy.ndimage"):\n'
+        '    assert importlib.util.find_spec(name).origin and name not in sys.modules, name\n'
+        'class Adafactor: pass\n'
+    )
+    result = python(
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'import projects.recnext.recnext, mmseg.registry\n'
+        'assert "Adafactor" in dir(sys.modules["transformers"]) and "timm" not in sys.modules\n'
+        'from projects.recnext.recnext import compat; print(*compat.ACTIVE)'
+    )
+    assert result.returncode == 0, result.stderr
+    assert 'import_when_used' in result.stdout
+
+
+def test_a_stand_in_can_be_looked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', beit.interpolate.__class__('timm'))
+    assert importlib.util.find_spec('timm').name == 'timm'
+
+
 def test_what_is_nowhere_is_an_error_when_it_is_used():
     with pytest.raises(AttributeError, match='no attribute'):
         beit.interpolate.interp3d([0, 1], [0, 2])

@@ -105,6 +105,9 @@ def import_when_used() -> bool:
 
     Repair: while mmseg's models are imported, stand-ins whose functions import the real ones when they are called.
     """
+    # What mmseg builds on comes first, and so meets no stand-in: mmengine imports transformers where it is installed.
+    importlib.import_module('mmcv.cnn')
+    importlib.import_module('mmengine.runner')
     # Where mmdet is installed mmseg imports it as well, and that uses more of scipy than functions.
     names = (
         ('timm',)
@@ -123,6 +126,10 @@ def import_when_used() -> bool:
 
 class _WhenUsed(ModuleType):
     """A module, or a function in it, that is imported when it is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # or ``find_spec``, by which packages look for each other, raises
 
     def __getattr__(self, name: str) -> '_WhenUsed':
         if name.startswith('__'):
