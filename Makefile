@@ -80,14 +80,15 @@ gpu: $(or $(WHEELS:%=%/venv),setup) $(if $(GPU_DATA),,$(SCENES))
 wheels:
 	bash $(SHARED)/gpu/wheels.sh work_dirs/wheels
 	$(PYTHON) -m pip download --quiet --no-deps --dest work_dirs/wheels/more --python-version 3.12 --only-binary=:all: \
-	    rich markdown-it-py mdurl pygments regex scipy
+	    rich markdown-it-py mdurl pygments regex scipy cattrs attrs typing-extensions
 
 # The python3 there may itself be a virtual environment's, whose packages a further one would not see without the .pth.
 %/venv: | %
 	python3 -m venv --system-site-packages $@
-	python3 -c 'import site; print(*site.getsitepackages(), sep="\n")' > $$(echo $@/lib/python*/site-packages)/parent.pth
+	python3 -c 'import site; print(f"import site; [*map(site.addsitedir, {site.getsitepackages()})]")' \
+	    > $$(echo $@/lib/python*/site-packages)/parent.pth
 	$@/bin/pip install --no-index --no-deps --find-links $* $*/*.whl
-	$@/bin/pip install --no-index --find-links $*/more rich regex scipy
+	$@/bin/pip install --no-index --find-links $*/more rich regex scipy cattrs
 
 # A core of the tests in an environment for each of the stacks in tests/stack/stacks.py.
 stacks: setup
