@@ -5,6 +5,8 @@ but those of CUDA.
 """
 
 import copy
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +16,7 @@ import torch
 from helpers.exports import SIZE as EXPORTED
 from helpers.exports import export_to, picture, pixels
 from helpers.exports import write_tiny as write_exportable
-from helpers.logits import CROWDED, assert_same, cases, in_layout, make_logits, stock
+from helpers.logits import assert_same, cases, in_layout, make_logits, stock
 from helpers.reference import config_of
 from helpers.scripts import run
 from helpers.segmentors import (
@@ -37,7 +39,6 @@ from mmseg.models import EncoderDecoder
 from torch import distributed, nn
 
 from projects.recnext.recnext.apis.predictor import Predictor
-from projects.recnext.recnext.benchmarks.gpu import Graphed
 from projects.recnext.recnext.benchmarks.training import random_batch
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.engine.distributed import backend_of, can_sync_norms
@@ -47,8 +48,9 @@ from projects.recnext.recnext.export.coreml import CoreMLBackend, open_model
 from projects.recnext.recnext.models import label_map as module
 from projects.recnext.recnext.models.builder import build_without_weights
 from projects.recnext.recnext.models.deploy import DTYPES, Deployment, deploy
-from projects.recnext.recnext.models.label_map import find_double, label_map
+from projects.recnext.recnext.models.label_map import label_map
 from projects.recnext.recnext.models.segmentor import FastEncoderDecoder
+from projects.recnext.recnext.runtimes.cuda_graph import GraphedNetwork
 from projects.recnext.recnext.utils.device import single_precision
 from projects.recnext.recnext.weights.checkpoint import read_checkpoint
 
@@ -81,8 +83,7 @@ def cuda(device) -> torch.device:
 
 
 def test_labels_of_adversarial_logits_are_those_of_mmseg(device):
-    has_double = find_double(device) == device
-    dtypes = [torch.float32, torch.bfloat16, torch.float16, *([torch.float64] if has_double else [])]
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, *([] if device.type == 'mps' else [torch.float64])]
 
     @settings(max_examples=20 if device.type == 'cpu' else 500, deadline=None)
     @given(case=cases(dtypes=dtypes))
@@ -90,11 +91,11 @@ def test_labels_of_adversarial_logits_are_those_of_mmseg(device):
         *how, layout, seed, steps = case
         logits = in_layout(make_logits(*how, seed).to(device), layout, seed)
         expected = stock(logits, steps)
-        for crowded in CROWDED:
-            with mock.patch.object(module, 'CROWDED', crowded):
+        for most in (module.MOST, 1):
+            with mock.patch.object(module, 'MOST', most):
                 labels = label_map(logits, steps)
             assert labels.device == logits.device
-            assert_same(labels, expected, f'CROWDED={crowded}')
+            assert_same(labels, expected, f'MOST={most}')
 
     check()
 
@@ -158,11 +159,34 @@ def test_a_compiled_network_gives_the_same_logits(accelerator):
 def test_a_network_in_a_cuda_graph_gives_the_same_logits(cuda):
     ours = pair(recnext_cfg(19))[1].to(cuda)
     deploy(ours)
-    graphed = Graphed(ours.network)
+    graphed = GraphedNetwork(ours.network)
     with torch.no_grad():
-        for seed, size in enumerate([(96, 128), (64, 64), (96, 128)]):
+        found, expected = [], []
+        for seed, size in enumerate([(96, 128), (64, 64), (96, 128), (64, 64), (96, 128), (64, 64)]):
             images = smooth_images(2, size, seed).to(cuda)
-            assert deviation(graphed(images), ours.network(images)) < 1e-6
+            found.append(graphed(images))
+            expected.append(ours.network(images))
+        assert len(graphed._graphs) == 2
+        # All of them at the end: none was overwritten by a later one.
+        assert all(deviation(*both) < 1e-6 for both in zip(found, expected))
+
+
+def test_threads_have_graphs_of_their_own(cuda):
+    ours = pair(recnext_cfg(19))[1].to(cuda)
+    deploy(ours)
+    graphed = GraphedNetwork(ours.network)
+    images = [smooth_images(2, seed=seed).to(cuda) for seed in range(40)]
+    expected = [head_logits(ours, one) for one in images]
+    torch.cuda.synchronize()
+
+    def run_one(one: torch.Tensor) -> torch.Tensor:
+        logits = graphed(one)
+        torch.cuda.current_stream().synchronize()
+        return logits
+
+    with ThreadPoolExecutor(2, initializer=lambda: torch.cuda.set_stream(torch.cuda.Stream())) as workers:
+        found = list(workers.map(run_one, images))
+    assert all(deviation(*both) < 1e-6 for both in zip(found, expected))
 
 
 # --- Training ---
@@ -170,7 +194,10 @@ def test_a_network_in_a_cuda_graph_gives_the_same_logits(cuda):
 
 @pytest.fixture
 def tiny_training(tmp_path, scenes) -> Path:
-    return write_tiny_config(tmp_path, scenes, 'model["backbone"]["drop_path_rate"] = 0')
+    # What is dropped is drawn by a generator of the device's.
+    return write_tiny_config(
+        tmp_path, scenes, 'model["backbone"]["drop_path_rate"] = model["decode_head"]["dropout_ratio"] = 0'
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +239,7 @@ def test_synchronised_norms_in_one_process(device):
         pytest.skip(f'needs a device for which PyTorch has SyncBatchNorm; {device} is none')
     distributed.init_process_group(backend_of(device), store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        ours = pair(recnext_cfg(19))[1].to(device).train()
+        ours = pair(recnext_cfg(19, head=dict(dropout_ratio=0)))[1].to(device).train()
         images = smooth_images(2).to(device)
         expected = ours.network(images)
         synchronised = convert_sync_batchnorm(copy.deepcopy(ours), 'torch')
@@ -235,15 +262,23 @@ def test_synchronised_norms_in_several_processes(accelerator, tiny_training, tmp
 
 
 def test_a_resumed_training_goes_on(accelerator, tiny_training, tmp_path):
-    """On a CPU bit for bit; elsewhere sums are not always taken in the same order."""
+    """On a CPU bit for bit; elsewhere sums are not always taken in the same order, and AdamW makes steps of the
+    learning rate out of gradients that are all rounding."""
     for options in (['--cfg-options', 'train_cfg.max_iters=4'], ['--resume']):
         result = run_tool('train', tiny_training, '--work-dir', tmp_path / 'work', *options, fresh=True)
         assert result.returncode == 0, result.stderr
     whole = run_tool('train', tiny_training, '--work-dir', tmp_path / 'whole', fresh=True)
     assert whole.returncode == 0, whole.stderr
-    resumed, undisturbed = (read_checkpoint(tmp_path / work / 'iter_8.pth')['state_dict'] for work in ('work', 'whole'))
-    for name, tensor in undisturbed.items():
-        assert torch.allclose(resumed[name].double(), tensor.double(), rtol=1e-2, atol=1e-3), name
+    losses, weights = {}, {}
+    for work, iteration in (('work', 8), ('whole', 8), ('whole', 4)):
+        state = read_checkpoint(tmp_path / work / f'iter_{iteration}.pth')['state_dict']
+        weights[work, iteration] = torch.cat([tensor.double().flatten() for tensor in state.values()])
+        lines = [json.loads(line) for log in (tmp_path / work).rglob('scalars.json') for line in log.open()]
+        losses[work] = {line['step']: line['loss'] for line in lines if 'loss' in line}
+    # The same images, the same weights: the first loss after resuming is that of the undisturbed run.
+    assert losses['work'][5] == pytest.approx(losses['whole'][5], rel=1e-3)
+    moved = (weights['whole', 8] - weights['whole', 4]).norm()
+    assert (weights['work', 8] - weights['whole', 8]).norm() < moved / 5
 
 
 # --- Exports ---

@@ -167,7 +167,7 @@ def single_steps(draw):
 def by_taps(values, step):
     """The step by its indices and weights alone, in double precision."""
     for axis, dim in ((0, 1), (1, 2)):
-        indices, weights = step.taps(axis, values.shape[dim], torch.double, values.device)
+        indices, weights = step.taps(axis, values.shape[dim], torch.double)
         size = step.size[axis]
         assert indices.shape == weights.shape == (size, 3)
         taps = values.index_select(dim, indices.flatten()).unflatten(dim, (size, 3))
@@ -204,7 +204,7 @@ def test_weights_are_convex(dtype):
             for size in (1, 2, 5, 33, 128, 512, 683):
                 step = Step((size, size), align_corners)
                 for axis in (0, 1):
-                    indices, weights = step.taps(axis, length, dtype, torch.device('cpu'))
+                    indices, weights = step.taps(axis, length, dtype)
                     assert weights.dtype == torch.double and weights.min() >= 0
                     assert (weights.sum(1) - 1).abs().max() <= 2 * torch.finfo(dtype).eps
                     assert 0 <= indices.min() and indices.max() < length
@@ -295,11 +295,11 @@ def test_chunks_do_not_matter(case, chunk):
     *how, steps = case
     logits = logits_of(*how)
     expected = stock(logits, steps)
-    with mock.patch.multiple(module, CPU_CHUNK=chunk, CROWDED=1e9):
+    with mock.patch.multiple(module, CHUNK=chunk, CROWDED=1e9):
         assert_same(label_map(logits, steps), expected)
 
 
-# --- Other devices ---
+# --- Accelerators ---
 
 # What PyTorch says on an Apple GPU, and on an Intel GPU without fp64 (whose name only a PyTorch for it lets pass).
 NO_DOUBLE = (
@@ -308,57 +308,51 @@ NO_DOUBLE = (
 )
 
 
-@pytest.fixture
-def forget_devices():
-    """What is known of a device is remembered, and those here only pretend."""
-    module.find_double.cache_clear()
-    module.tile_axis.cache_clear()
-    yield
-    module.find_double.cache_clear()
-    module.tile_axis.cache_clear()
+MOST = (module.MOST, 1)
+"""By default all classes at once, as the cases are small; then as few as ever."""
 
 
-@pytest.mark.usefixtures('forget_devices')
 @pytest.mark.parametrize(
-    ('kind', 'refusal', 'rounds_otherwise'),
-    [('mps', NO_DOUBLE[0], False), ('mps', NO_DOUBLE[0], True), ('xla', NO_DOUBLE[1], True), ('xla', None, True)],
-    ids=['mps', 'mps that rounds otherwise', 'without fp64', 'with fp64'],
+    ('kind', 'refusal'),
+    [('mps', NO_DOUBLE[0]), ('xla', NO_DOUBLE[1]), ('xla', None)],
+    ids=['mps', 'without fp64', 'with fp64'],
 )
-def test_labels_on_another_device_are_those_of_its_own_arithmetic(kind, refusal, rounds_otherwise):
-    """The device is played by the CPU: that a real one has all these operations, and rounds within the bound, this
-    does not show."""
+def test_labels_on_another_device_are_those_of_its_own_arithmetic(kind, refusal):
+    """The device is played by the CPU: that a real one has all these operations, and resizes a map in the same way
+    whatever maps are beside it, this does not show."""
 
     @examples(60)
-    @given(case=cases(classes=(2, 4, 5, 19), dtypes=(torch.float32, torch.bfloat16, torch.float16)))
-    def check(case):
+    @given(
+        case=cases(classes=(2, 4, 5, 19), dtypes=(torch.float32, torch.bfloat16, torch.float16)),
+        odd=st.sampled_from([None, None, torch.nan, torch.inf, -torch.inf]),
+        most=st.sampled_from(MOST),
+    )
+    def check(case, odd, most):
         *how, steps = case
-        values = logits_of(*how)
-        for crowded in CROWDED:
-            device = Device(kind, refusal, rounds_otherwise)
-            with device, mock.patch.object(module, 'CROWDED', crowded):
-                logits = device.put(values)
-                labels, expected = label_map(logits, steps), stock(logits, steps)
-            assert labels.device == device.device
-            assert_same(labels.values, expected.values, f'CROWDED={crowded}')
+        values = logits_of(*how).clone()
+        if odd is not None:
+            values[:: len(values) // 2, 0, -1] = odd
+        device = Device(kind, refusal, rounds_otherwise=True)
+        with device, mock.patch.object(module, 'MOST', most):
+            logits = device.put(values)
+            labels, expected = label_map(logits, steps), stock(logits, steps)
+        assert labels.device == device.device
+        assert_same(labels.values, expected.values)
 
     check()
 
 
-@pytest.mark.usefixtures('forget_devices')
-@pytest.mark.parametrize('rounds_otherwise', [False, True])
-def test_without_double_precision_little_is_resized_and_doubts_are_settled_on_the_device(rounds_otherwise, resized):
-    values = regions()
-    values[149] = values[int(values[:, 0, 0].argmax())]
-    values[149] += torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(0)) * 2e-6
-    device = Device('mps', NO_DOUBLE[0], rounds_otherwise)
-    with device:
-        labels = label_map(device.put(values), STEPS)
-        # Two classes, and a few more at borders at most, in two steps.
-        assert 4 <= sum(resized) <= 12
-        expected = stock(device.put(values), STEPS)
-    assert_same(labels.values, expected.values)
-    on_cpu = label_map(values, STEPS)
-    assert torch.equal(on_cpu, labels.values) is not rounds_otherwise
+def test_on_an_accelerator_classes_are_resized_in_groups(resized, monkeypatch):
+    for kind in ('noise', 'tied'):
+        logits = make_logits(kind, SHAPE, 1, torch.float32, 0)
+        for groups in (1, 3, 150 // module.GROUP):
+            monkeypatch.setattr(module, 'MOST', -(-FULL_MAPS // groups))
+            resized.clear()
+            with Largest() as largest:
+                labels = module.argmax_in_groups(logits, STEPS)
+            assert len(resized) == 2 * groups and sum(resized) == 300
+            assert largest.elements <= -(-150 // groups) * 200 * 300
+            assert_same(labels, stock(logits, STEPS), f'{kind}, {groups}')
 
 
 def test_the_other_device_keeps_its_rules():

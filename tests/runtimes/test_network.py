@@ -113,7 +113,7 @@ def forbid_conversion(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
 
 
 def test_the_words_are_those_of_the_engines():
-    assert set(deploy_module.ENGINES) == {'torch', 'compile', *ENGINES}
+    assert set(deploy_module.ENGINES) == {'torch', 'compile', 'cudagraph', *ENGINES}
 
 
 def test_what_was_converted_is_read_the_next_time(engine, folder, monkeypatch):

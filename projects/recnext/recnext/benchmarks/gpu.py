@@ -7,8 +7,8 @@ fails, is named, and the rest goes on: such a machine may be at hand for minutes
 import contextlib
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,10 +37,14 @@ from .testing import load_comparable, write_results
 from .training import COMPILED_WAYS, WAYS, measure_training
 
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
-EXECUTIONS = ('eager', 'graph', 'compiled')
+ENGINE_OF = dict(eager='torch', graph='cudagraph', compiled='compile')
+"""Ways to execute the network, and the engine of each."""
 
 COMPILING = 60
 """Seconds that must be left before something is compiled."""
+
+WARMUP = 2
+"""Batches before those that are timed: the first finds its algorithms, the second is recorded as a graph."""
 
 ROWS = 12
 """Operations that are listed of a profile."""
@@ -83,7 +87,7 @@ class Form:
     Args:
         whose: :data:`STOCK` or :data:`FAST`.
         precision: One of :data:`PRECISIONS`. TF32 rounds the factors of float32; mmseg's 16 bits are autocast's.
-        execution: One of :data:`EXECUTIONS`; ``'graph'`` is a CUDA graph of the eager network.
+        execution: One of :data:`ENGINE_OF`; ``'graph'`` is a CUDA graph of the eager network.
     """
 
     whose: str
@@ -101,53 +105,16 @@ def list_forms(executions: tuple[str, ...]) -> list[Form]:
 
 
 SELECTED = Form(STOCK, 'fp32'), Form(FAST, 'fp32'), Form(FAST, 'bf16')
-"""Of which whole tests and profiles are made."""
-
-
-class Graphed:
-    """A network captured as a CUDA graph for each size of its input, and replayed.
-
-    Args:
-        network: From images (N, 3, H, W) to logits, without asking the GPU for a number.
-    """
-
-    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
-        self.network = network
-        self.captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """The logits (N, C, h, w); the next call overwrites them."""
-        if inputs.shape not in self.captured:
-            self.captured[inputs.shape] = self._capture(inputs.clone())
-        graph, given, logits = self.captured[inputs.shape]
-        given.copy_(inputs)
-        graph.replay()
-        return logits
-
-    def _capture(self, inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        # As PyTorch asks for: a few calls on another stream, in which libraries choose and allocate.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.network(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self.network(inputs)
-        return graph, inputs, logits
+"""Of which whole tests and profiles are made; and on CUDA the last as a graph."""
 
 
 def build_form(cfg: Config, weights: dict[str, Tensor], form: Form, device: torch.device) -> nn.Module:
     """The segmentor in a form."""
     single = form.precision in ('fp32', 'tf32')
-    engine = 'compile' if form.execution == 'compiled' else 'torch'
-    way = Deployment(precision='fp32' if single else form.precision, engine=engine)
+    way = Deployment(precision='fp32' if single else form.precision, engine=ENGINE_OF[form.execution])
     segmentor = build_contender(cfg, weights, None if form.whose == STOCK else way, device)
     if form.whose == STOCK and not single:
         segmentor.predict = torch.autocast(device.type, DTYPES[form.precision])(segmentor.predict)
-    if form.execution == 'graph':
-        segmentor.network = Graphed(segmentor.network)
     return segmentor
 
 
@@ -248,7 +215,8 @@ def benchmark_gpu(
             test(('graph',))
         else:
             session.skipped['CUDA graphs'] = f'not on {where.type}'
-        for form in SELECTED:
+        graphed = [replace(SELECTED[-1], execution='graph')] if where.type == 'cuda' else []
+        for form in (*SELECTED, *graphed):
             for overlap in (False, True):
                 name = f'{form}, {"overlapped" if overlap else "one batch after the other"}'
                 work = partial(measurer.test_whole, form, plan.batches[1], overlap)
@@ -287,6 +255,20 @@ def measure_peaks(device: torch.device) -> dict[str, float]:
     return peaks
 
 
+class Loaded:
+    """The samples of a dataset, loaded once; each time that one is asked for, it is as good as new."""
+
+    def __init__(self, dataset: Sequence[dict]) -> None:
+        self.samples = [dataset[index] for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        return dict(inputs=sample['inputs'], data_samples=sample['data_samples'].new())
+
+
 class Testing:
     """Figures of testing.
 
@@ -320,18 +302,19 @@ class Testing:
             torch.get_device_module(self.device).empty_cache()
 
     def measure(self, form: Form, batch: int) -> list[dict]:
-        """Test batches in all sizes.
+        """Test batches in all sizes, of images that are loaded already.
 
         Returns:
-            For each size: ``milliseconds`` an image by stage, medians over the batches; ``images_per_second``, end to
-            end; ``memory_mb``, the peak with weights; ``different_pixels`` of all ``pixels`` from mmseg in fp32.
+            For each size: ``milliseconds`` an image by stage, medians over the batches; ``images_per_second``, loading
+            left out; ``memory_mb``, the peak with weights; ``different_pixels`` of all ``pixels`` from mmseg in fp32.
         """
         found, all_genuine = [], {size: self._genuine_labels(size) for size in self.datasets}
         with self.built(form) as segmentor:
             trial = Trial(segmentor, self.datasets[self.plan.sizes[0]], self.device, whole=form.execution != 'eager')
             for size, dataset in self.datasets.items():
-                trial.dataset, genuine = dataset, all_genuine[size]
-                labels = trial.test([index % len(dataset) for index in range(batch)])
+                trial.dataset, genuine = Loaded(dataset), all_genuine[size]
+                for _ in range(WARMUP):
+                    labels = trial.test([index % len(dataset) for index in range(batch)])
                 before = reset_peak(self.device) if can_tell_peak(self.device) else None
                 readings = [
                     trial.time([(first + index) % len(dataset) for index in range(batch)])

@@ -131,9 +131,10 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_mutually_exclusive_group()
     engine.add_argument(
         '--engine',
-        choices=('torch', 'compile', 'openvino', 'onnxruntime'),
+        choices=('torch', 'compile', 'cudagraph', 'openvino', 'onnxruntime'),
         default='torch',
-        help='what the network runs in; others than torch are slow to start for the first time (default: torch)',
+        help='what the network runs in: cudagraph for NVIDIA GPUs, openvino and onnxruntime for CPUs; all but torch '
+        'and cudagraph are slow to start for the first time (default: torch)',
     )
     engine.add_argument(
         '--compile', dest='engine', action='store_const', const='compile', help='the same as --engine compile'

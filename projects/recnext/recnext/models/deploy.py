@@ -17,7 +17,7 @@ from .recnext import Downsample
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 """Floating-point types by the names that the tools use."""
 
-ENGINES = ('torch', 'compile', 'openvino', 'onnxruntime')
+ENGINES = ('torch', 'compile', 'cudagraph', 'openvino', 'onnxruntime')
 """What a network runs in, from normalised pixels to logits."""
 
 
@@ -30,7 +30,8 @@ class Deployment:
         precision: Of weights and activations, one of :data:`DTYPES`.
         channels_last: Keep weights and activations in channels-last order; OpenVINO and ONNX Runtime choose theirs.
         engine: One of :data:`ENGINES`. ``'compile'`` is torch.compile, which takes a minute or more when the first
-            images come. Those that are not PyTorch convert the network then, and find it in a cache the next time: see
+            images come; ``'cudagraph'`` records what runs on an NVIDIA GPU: see :class:`.GraphedNetwork`. Those that
+            are not PyTorch convert the network when images come, and find it in a cache the next time: see
             :class:`.ConvertedNetwork`.
 
     Raises:
@@ -59,8 +60,8 @@ class Deployment:
 
     @property
     def in_torch(self) -> bool:
-        """Whether PyTorch runs it, compiled or not."""
-        return self.engine in ('torch', 'compile')
+        """Whether PyTorch runs it, compiled or recorded or neither."""
+        return self.engine in ('torch', 'compile', 'cudagraph')
 
     def __str__(self) -> str:
         layout = ['channels last' if self.channels_last else 'contiguous'] if self.in_torch else []
@@ -74,7 +75,7 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
     """Bring a model into a form to be run in, in place.
 
     Raises:
-        UserError: an engine for the processor, and the model is on an accelerator.
+        UserError: an engine for the processor, and the model is on an accelerator, or the other way round.
     """
     vars(model).pop('network', None)
     model.eval()
@@ -85,6 +86,10 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
             f'The engine {deployment.engine} runs on the processor, and the network is on {device}.\n'
             '  Use --device cpu, or --engine torch.'
         )
+    if device.type != 'cuda' and deployment.engine == 'cudagraph':
+        raise UserError(
+            f'The engine cudagraph runs on an NVIDIA GPU, and the network is on {device}.\n  Use --engine torch.'
+        )
     if deployment.in_torch:
         if deployment.precision != 'fp32' and lacks_half_precision(device):
             print_log(f'{SLOW_IN_16_BITS} Use --precision fp32.', logger='current', level=logging.WARNING)
@@ -92,6 +97,10 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
         model.set_format(DTYPES[deployment.precision], deployment.channels_last)
     if deployment.engine == 'compile':
         model.network = torch.compile(model.network)
+    elif deployment.engine == 'cudagraph':
+        from ..runtimes.cuda_graph import GraphedNetwork
+
+        model.network = GraphedNetwork(model.network)
     elif not deployment.in_torch:
         from ..runtimes.network import ConvertedNetwork
 

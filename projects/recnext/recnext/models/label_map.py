@@ -13,11 +13,12 @@ size of the original image, and takes the argmax. :func:`label_map` gives the sa
 
 Where ruling out leaves too much, all classes go through those operations, a few at a time.
 
-PyTorch's own arithmetic is always that of the device that has the logits. Only the double precision of the first two
-is the CPU's where the device has none, such as Apple's GPUs.
+All that is for a CPU. A GPU resizes all classes in less time than so many small operations take to start: there they
+go through those operations, and where the maps would be too large, in groups of classes.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,8 +41,11 @@ many maps there are and on the place of each among them (ATen's ``_use_vectorize
 
 So few classes, which cost little, are all resized at once; of small maps all classes, where a pixel is in doubt."""
 
-CPU_CHUNK, CHUNK = 2**20, 2**26
-"""Values in the tiles that are resized together: 8 MB for the caches of a CPU, 512 MB for the width of a GPU."""
+CHUNK = 2**20
+"""Values in the tiles that are resized together: 8 MB, for the caches of a CPU."""
+
+MOST = 2**27
+"""Values of a step that an accelerator resizes together: 512 MB in single precision."""
 
 CROWDED = 0.2
 """Share of the work of resizing all classes, in values made, above which the evaluation of tiles does not pay."""
@@ -51,10 +55,6 @@ ROUNDING = 10
 
 Up to four interpolations (two axes, two steps), each with at most four roundings of half an epsilon: weights,
 products, sum. That makes eight; the rest is for the errors of errors.
-
-That is so of PyTorch's kernels for CPU and CUDA. Of another device it is assumed: that it rounds no worse, that its
-bilinear values are convex combinations with the weights that :meth:`Step.taps` reads off it, and that it resizes a map
-in the same way whatever maps are beside it.
 """
 
 
@@ -86,27 +86,26 @@ class Step:
             maps = maps.flip(2 if self.flip == 'horizontal' else 1)
         return F.interpolate(maps[None], size=self.size, mode='bilinear', align_corners=self.align_corners)[0]
 
-    def taps(self, axis: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    def taps(self, axis: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Where the values along one axis come from, and with which weights.
 
-        The weights are read off the operation itself, as it rounds them in this dtype on this device: maps that are
-        one at every third place tell three neighbours apart.
+        The weights are read off the operation itself, as it rounds them in this dtype: maps that are one at every
+        third place tell three neighbours apart.
 
         Args:
             axis: 0 for rows, 1 for columns.
             length: Of the axis before the step.
             dtype: Of the maps.
-            device: Of the maps.
 
         Returns:
-            Indices and weights, (size, 3) on the CPU: out[i] = Σ_k weights[i, k] · in[indices[i, k]].
+            Indices and weights, (size, 3): out[i] = Σ_k weights[i, k] · in[indices[i, k]].
         """
         before, after = (self.padding[2:], self.padding[:2])[axis]
         sources = torch.arange(before, length - after)
         if self.flip == ('vertical', 'horizontal')[axis]:
             sources = sources.flip(0)
         n, size = len(sources), self.size[axis]
-        thirds = (torch.arange(n) % 3 == torch.arange(3)[:, None]).to(device, dtype)
+        thirds = (torch.arange(n) % 3 == torch.arange(3)[:, None]).to(dtype)
         resized = F.interpolate(
             thirds[None, :, None], size=(1, size), mode='bilinear', align_corners=self.align_corners
         )
@@ -117,21 +116,9 @@ class Step:
             places = (places + 0.5) * (n / size) - 0.5
         nearest = places.round().long().clamp(0, n - 1)[:, None]
         indices = nearest + torch.arange(-1, 2)
-        weights = resized[0, :, 0].T.cpu().double().gather(1, indices % 3)
+        weights = resized[0, :, 0].T.double().gather(1, indices % 3)
         weights[(indices < 0) | (indices >= n)] = 0
         return sources[torch.where(weights > 0, indices, nearest)], weights
-
-
-@functools.lru_cache(maxsize=16)
-def find_double(device: torch.device) -> torch.device:
-    """The device itself if it multiplies in double precision, else the CPU."""
-    try:
-        # Tried, not looked up: of one kind of device some have it and others not.
-        matrix = torch.ones(1, 1, dtype=torch.double).to(device)
-        (matrix @ matrix).item()
-        return device
-    except (TypeError, RuntimeError):
-        return torch.device('cpu')
 
 
 @dataclass(frozen=True)
@@ -150,14 +137,11 @@ class TiledAxis:
 
 
 @functools.lru_cache(maxsize=256)
-def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtype, device: torch.device) -> TiledAxis:
-    """The tiles along an axis whose ``length`` logits of this dtype and device go through ``steps``.
-
-    Its tensors are where :func:`find_double` says.
-    """
+def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtype) -> TiledAxis:
+    """The tiles along an axis whose ``length`` logits of this dtype go through ``steps``."""
     indices, weights = torch.arange(length)[:, None], torch.ones(length, 1, dtype=torch.double)
     for step in steps:
-        sources, shares = step.taps(axis, len(indices), dtype, device)
+        sources, shares = step.taps(axis, len(indices), dtype)
         indices = indices[sources].flatten(1)
         weights = (weights[sources] * shares[..., None]).flatten(1)
     tiles = -(-len(indices) // TILE)
@@ -169,8 +153,7 @@ def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtyp
     matrices.scatter_add_(2, indices - first[:, None, None], weights)
     first, last = first // CELL, last // CELL
     cells = torch.minimum(first[:, None] + torch.arange(int((last - first).max()) + 1), last[:, None])
-    place = find_double(device)
-    return TiledAxis(cells.to(place), patches.clamp(max=length - 1).to(place), matrices.to(place))
+    return TiledAxis(cells, patches.clamp(max=length - 1), matrices)
 
 
 def resize_all(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
@@ -224,6 +207,38 @@ def _rounds_by_place(shape: torch.Size, steps: tuple[Step, ...]) -> bool:
     return False
 
 
+def argmax_in_groups(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
+    """The first class with the largest resized logit, a NaN being the largest, as ``argmax`` has it.
+
+    On a device that resizes a map in the same way whatever maps are beside it.
+
+    Args:
+        logits: (C, h, w).
+        steps: To the label map.
+
+    Returns:
+        Labels (H, W). The resized maps have :data:`MOST` values at once, or those of :data:`GROUP` classes.
+    """
+    values = len(logits) * max(math.prod(step.size) for step in steps)
+    groups = max(1, min(-(-values // MOST), len(logits) // GROUP))
+    best = labels = None
+    first = 0
+    for group in logits.tensor_split(groups):
+        maps = resize_all(group, steps)
+        winners = maps.argmax(0)
+        if groups == 1:
+            return winners
+        highest = maps.gather(0, winners[None])[0]
+        winners += first
+        if best is None:
+            best, labels = highest, winners
+        else:
+            higher = (highest > best) | (highest.isnan() & ~best.isnan())
+            best, labels = torch.where(higher, highest, best), torch.where(higher, winners, labels)
+        first += len(group)
+    return labels
+
+
 @torch.no_grad()
 def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
     """``argmax`` over the classes of the resized logits, without resizing what cannot win.
@@ -237,29 +252,29 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
     """
     if not steps or len(logits) <= FEW_CLASSES:
         return resize_all(logits, steps).argmax(0)
+    if logits.device.type != 'cpu':
+        return argmax_in_groups(logits, steps)
     largest, smallest = _pool(logits, torch.amax), _pool(logits, torch.amin)
     limit = torch.finfo(logits.dtype).max / 2
     if not ((largest < limit) & (smallest > -limit)).all():
         # NaNs and infinities, or what rounding may take there: resized, they go ways of their own.
         return resize_all(logits, steps).argmax(0)
-    rows, columns = (tile_axis(steps, axis, logits.shape[1 + axis], logits.dtype, logits.device) for axis in (0, 1))
-    place = find_double(logits.device)
-    left, margin = _rule_out(largest.to(place), smallest.to(place), rows, columns)
+    rows, columns = (tile_axis(steps, axis, logits.shape[1 + axis], logits.dtype) for axis in (0, 1))
+    left, margin = _rule_out(largest, smallest, rows, columns)
     # The tiles with the most classes come first, so that those with a k-th class stand in front.
     counts, order = left.sum(1).sort(descending=True, stable=True)
     counts = [count for count in counts.tolist() if count > 1]
     values = TILE**2 + rows.patches.shape[1] * columns.patches.shape[1]
     if sum(counts) * values > CROWDED * len(logits) * sum(step.size[0] * step.size[1] for step in steps):
-        return running_argmax(logits.contiguous(), steps, torch.arange(len(logits), device=logits.device))
+        return running_argmax(logits.contiguous(), steps, torch.arange(len(logits)))
 
     tiles = left.byte().argmax(1)[:, None, None].repeat(1, TILE, TILE)
-    close = torch.zeros(len(logits), dtype=torch.bool, device=place)
+    close = torch.zeros(len(logits), dtype=torch.bool)
     doubts = []
-    copy = logits.to(place) if counts else None
-    for chunk in _chunks(counts, (CPU_CHUNK if place.type == 'cpu' else CHUNK) // values):
+    for chunk in _chunks(counts, CHUNK // values):
         places = order[chunk]
         pairs = _rank_by_rank(left[places].nonzero(), counts[chunk])
-        resized = _resize_tiles(copy, pairs, places, rows, columns)
+        resized = _resize_tiles(logits, pairs, places, rows, columns)
         tiles[places], doubtful = _compare(resized, pairs, counts[chunk], margin[places], close)
         if doubtful is not None:
             tile, y, x = doubtful.nonzero().T
@@ -267,12 +282,12 @@ def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
             doubts.append(torch.stack([row * TILE + y, column * TILE + x]))
     height, width = steps[-1].size
     labels = tiles.view(len(rows.cells), -1, TILE, TILE).transpose(1, 2).reshape(len(rows.cells) * TILE, -1)
-    labels = labels[:height, :width].contiguous().to(logits.device)
+    labels = labels[:height, :width].contiguous()
     if doubts:
         y, x = torch.cat(doubts, 1)
         # The last tiles go on past the end.
-        pixels = tuple(torch.stack([y, x])[:, (y < height) & (x < width)].to(logits.device))
-        labels[pixels] = running_argmax(logits, steps, close.nonzero()[:, 0].to(logits.device), pixels)
+        pixels = tuple(torch.stack([y, x])[:, (y < height) & (x < width)])
+        labels[pixels] = running_argmax(logits, steps, close.nonzero()[:, 0], pixels)
     return labels
 
 
