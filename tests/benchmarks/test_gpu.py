@@ -43,12 +43,13 @@ def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_comp
     report = json.loads((tmp_path / 'gpu.json').read_text())
     assert not report['failed']
     for point in report['testing']:
-        assert set(point['milliseconds']) == set(STAGES) and point['images_per_second'] > 0
+        assert set(point['milliseconds']) == set(STAGES) and point['images_per_second'] > 0 < point['first_seconds']
         assert point['pixels'] == point['batch'] * point['size'][0] * point['size'][1]
         if point['precision'] in ('fp32', 'tf32'):  # there is no TF32 on a CPU
             assert point['different_pixels'] == 0
     names = [name_of(point) for point in report['testing']]
-    assert names == [str(form) for form in list_forms(('eager',)) for _ in plan.batches for _ in plan.sizes]
+    forms = [*list_forms(('eager',)), *list_forms(('contiguous',))]
+    assert names == [str(form) for form in forms for _ in plan.batches for _ in plan.sizes]
     assert len(report['whole_tests']) == 2 * len(gpu.SELECTED) and all(
         speed > 0 for speed in report['whole_tests'].values()
     )
@@ -72,7 +73,7 @@ def test_what_fails_is_named_in_the_end(config, tmp_path, time_for_all_but_compi
         benchmark_gpu(str(config), None, 'cpu', time_for_all_but_compiling, tiny=True, work_dir=str(tmp_path))
     report = json.loads((tmp_path / 'gpu.json').read_text())
     assert len(report['failed']) == 3 and list(report['training']) == ['fp32']
-    assert [point['different_pixels'] for point in report['testing']] == [0] * 8
+    assert [point['different_pixels'] for point in report['testing']] == [0] * 12
 
 
 def test_too_little_memory_and_too_little_time_are_no_failures(monkeypatch):

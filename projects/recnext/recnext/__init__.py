@@ -25,6 +25,7 @@ REGISTERED = {
     'FastEncoderDecoder': 'models.segmentor',
     'FiniteLossHook': 'engine.hooks.finite_loss',
     'GatherInWorkDirHook': 'engine.hooks.gather',
+    'NoAlgorithmSearchHook': 'engine.hooks.algorithm_search',
     'OverlappedTestLoop': 'engine.overlapped_testing',
     'RecNeXt': 'models.recnext',
     'RecNeXtEncoderDecoder': 'models.segmentor',

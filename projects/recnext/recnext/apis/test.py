@@ -53,7 +53,7 @@ def test(
         tta: Average over the scales and flips of the config.
         deployment: The form in which the network is run.
         batch_size: Images in a batch; those of one size go through the network together.
-        overlap: Keep two batches on the device at once: :class:`~overlapped_testing.OverlappedTestLoop`.
+        overlap: Start a batch before the last one is measured: :class:`~overlapped_testing.OverlappedTestLoop`.
         device: See :func:`device.find_device`; of several processes each takes one of a kind.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.

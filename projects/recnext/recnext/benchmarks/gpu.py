@@ -37,14 +37,13 @@ from .testing import load_comparable, write_results
 from .training import COMPILED_WAYS, WAYS, measure_training
 
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
-ENGINE_OF = dict(eager='torch', graph='cudagraph', compiled='compile')
-"""Ways to execute the network, and the engine of each."""
+EXECUTIONS: dict[str, dict] = dict(
+    eager={}, contiguous=dict(channels_last=False), graph=dict(engine='cudagraph'), compiled=dict(engine='compile')
+)
+"""Ways to execute the network, and what each is of a :class:`Deployment`."""
 
 COMPILING = 60
 """Seconds that must be left before something is compiled."""
-
-WARMUP = 2
-"""Batches before those that are timed: the first finds its algorithms, the second is recorded as a graph."""
 
 ROWS = 12
 """Operations that are listed of a profile."""
@@ -87,7 +86,7 @@ class Form:
     Args:
         whose: :data:`STOCK` or :data:`FAST`.
         precision: One of :data:`PRECISIONS`. TF32 rounds the factors of float32; mmseg's 16 bits are autocast's.
-        execution: One of :data:`ENGINE_OF`; ``'graph'`` is a CUDA graph of the eager network.
+        execution: One of :data:`EXECUTIONS`; ``'graph'`` is a CUDA graph of the eager network.
     """
 
     whose: str
@@ -111,7 +110,7 @@ SELECTED = Form(STOCK, 'fp32'), Form(FAST, 'fp32'), Form(FAST, 'bf16')
 def build_form(cfg: Config, weights: dict[str, Tensor], form: Form, device: torch.device) -> nn.Module:
     """The segmentor in a form."""
     single = form.precision in ('fp32', 'tf32')
-    way = Deployment(precision='fp32' if single else form.precision, engine=ENGINE_OF[form.execution])
+    way = Deployment(precision='fp32' if single else form.precision, **EXECUTIONS[form.execution])
     segmentor = build_contender(cfg, weights, None if form.whose == STOCK else way, device)
     if form.whose == STOCK and not single:
         segmentor.predict = torch.autocast(device.type, DTYPES[form.precision])(segmentor.predict)
@@ -210,11 +209,6 @@ def benchmark_gpu(
                 results['training'] |= found or {}
 
         # What is worth most comes first: the time may not be enough for all.
-        test(('eager',))
-        if where.type == 'cuda':
-            test(('graph',))
-        else:
-            session.skipped['CUDA graphs'] = f'not on {where.type}'
         graphed = [replace(SELECTED[-1], execution='graph')] if where.type == 'cuda' else []
         for form in (*SELECTED, *graphed):
             for overlap in (False, True):
@@ -224,6 +218,12 @@ def benchmark_gpu(
         train(WAYS)
         for form in SELECTED:
             results['profiles'][str(form)] = session.attempt(f'profile of {form}', partial(measurer.profile, form))
+        test(('eager',))
+        if where.type == 'cuda':
+            test(('graph',))
+        else:
+            session.skipped['CUDA graphs'] = f'not on {where.type}'
+        test(('contiguous',))
         test(('compiled',), COMPILING)
         train(COMPILED_WAYS, COMPILING)
     results |= dict(skipped=session.skipped, failed=session.failed, seconds=monotonic() - session.began)
@@ -306,19 +306,21 @@ class Testing:
 
         Returns:
             For each size: ``milliseconds`` an image by stage, medians over the batches; ``images_per_second``, loading
-            left out; ``memory_mb``, the peak with weights; ``different_pixels`` of all ``pixels`` from mmseg in fp32.
+            left out; ``first_seconds``, the first batch, in which libraries choose their algorithms; ``memory_mb``, the
+            peak with weights; ``different_pixels`` of all ``pixels`` from mmseg in fp32.
         """
         found, all_genuine = [], {size: self._genuine_labels(size) for size in self.datasets}
         with self.built(form) as segmentor:
             trial = Trial(segmentor, self.datasets[self.plan.sizes[0]], self.device, whole=form.execution != 'eager')
             for size, dataset in self.datasets.items():
                 trial.dataset, genuine = Loaded(dataset), all_genuine[size]
-                for _ in range(WARMUP):
-                    labels = trial.test([index % len(dataset) for index in range(batch)])
+                indices = [index % len(dataset) for index in range(batch)]
+                first = trial.time(indices)['image']
+                labels = trial.test(indices)
                 before = reset_peak(self.device) if can_tell_peak(self.device) else None
                 readings = [
-                    trial.time([(first + index) % len(dataset) for index in range(batch)])
-                    for first in range(0, max(self.plan.images, 2 * batch), batch)
+                    trial.time([(start + index) % len(dataset) for index in range(batch)])
+                    for start in range(0, max(self.plan.images, 2 * batch), batch)
                 ]
                 stages = {
                     stage: median(reading.get(stage, 0) for reading in readings) * 1e3 / batch
@@ -331,6 +333,7 @@ class Testing:
                         size=size,
                         images_per_second=1e3 / stages.pop('image'),
                         milliseconds=stages,
+                        first_seconds=first,
                         memory_mb=None if before is None else peak_memory(self.device),
                         different_pixels=sum(
                             int((ours != genuine[index % len(genuine)]).sum()) for index, ours in enumerate(labels)

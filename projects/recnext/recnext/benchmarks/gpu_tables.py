@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = dict(fp32='#2b6cb0', tf32='#63a4dd', bf16='#dd6b20', fp16='#d69e2e')
-STYLES = dict(eager='-o', graph='--s', compiled=':^')
+STYLES = dict(eager='-o', contiguous='-.v', graph='--s', compiled=':^')
 
 
 def name_of(point: dict) -> str:
@@ -43,14 +43,16 @@ def _testing(results: dict) -> Iterator[str]:
                 continue
             stock = _stock_speed(points)
             yield f'\nTesting images of {size[0]} x {size[1]}, {batch} at once: ms an image by stage'
-            yield f'{"":<22}' + ''.join(f'{stage:>9}' for stage in STAGES) + ' images/s  ratio  peak MB  different'
+            stages = ''.join(f'{stage:>9}' for stage in STAGES)
+            yield f'{"":<22}{stages} images/s  ratio  first s  peak MB  different'
             for point in points:
                 times = (point['milliseconds'][stage] for stage in STAGES)
                 shown = ''.join(f'{time:9.2f}' if time else f'{"-":>9}' for time in times)
                 ratio = f'{point["images_per_second"] / stock:7.2f}' if stock else f'{"-":>7}'
                 memory = f'{point["memory_mb"]:9.0f}' if point['memory_mb'] else f'{"-":>9}'
                 different = f'{point["different_pixels"]} of {point["pixels"]}'
-                yield f'{name_of(point):<22}{shown}{point["images_per_second"]:9.1f}{ratio}{memory}  {different}'
+                speed = f'{point["images_per_second"]:9.1f}{ratio}{point["first_seconds"]:9.2f}'
+                yield f'{name_of(point):<22}{shown}{speed}{memory}  {different}'
 
 
 def _whole_tests(results: dict) -> Iterator[str]:
@@ -145,12 +147,15 @@ def _draw_speeds(axes: 'Axes', results: dict, size: tuple[int, int]) -> None:
     axes.set_xticks(results['plan']['batches'], results['plan']['batches'])
     axes.set_yscale('log')
     axes.set_xlabel(f'images at once, {size[0]} × {size[1]}')
-    axes.set_ylabel('images per second, end to end')
+    axes.set_ylabel('images per second, without loading')
     if points:
         axes.legend(fontsize='x-small', ncols=2)
 
 
 def _draw_training(axes: 'Axes', results: dict) -> None:
+    if not results['training']:
+        axes.set_axis_off()
+        return
     names = list(results['training'])[::-1]
     times = [results['training'][name]['milliseconds'] for name in names]
     axes.barh(names, times, color='#2b6cb0')

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_options(parser)
     parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help='images in a batch')
     parser.add_argument(
-        '--overlap', action='store_true', help='two batches on the device at once, for a GPU that waits for the rest'
+        '--overlap',
+        action='store_true',
+        help='start a batch before the last one is measured, for a GPU that waits',
     )
     parser.add_argument('--eval', nargs='+', choices=('mIoU',), help='understood as in mmseg 0.x; mIoU is the default')
     add_config_options(parser)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..datasets.guarded_pipeline import GuardedPipeline
 from ..utils.signals import outlive_stop_signals
 from .checks import Start
+from .hooks.algorithm_search import NoAlgorithmSearchHook
 from .hooks.evaluation_record import EvaluationRecordHook
 from .hooks.gather import GatherInWorkDirHook
 
@@ -85,6 +86,7 @@ def build_runner(cfg: Config, start: Start | None = None) -> GuardedRunner:
     runner.start = start
     runner.register_hook(GatherInWorkDirHook())
     runner.register_hook(EvaluationRecordHook())
+    runner.register_hook(NoAlgorithmSearchHook())
     return runner
 
 
