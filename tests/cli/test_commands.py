@@ -19,7 +19,7 @@ from projects.recnext.recnext.cli import options
 from projects.recnext.recnext.cli.export import FORMATS
 from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main
 from projects.recnext.recnext.engine.config import load_config
-from projects.recnext.recnext.models.deploy import DTYPES
+from projects.recnext.recnext.models.deploy import ENGINES, PRECISIONS
 from projects.recnext.recnext.models.deployable_model import FUSE
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import list_configs
@@ -70,9 +70,9 @@ def test_every_tool_is_a_command_and_says_the_same_of_itself():
 def test_the_words_of_the_options_are_those_of_the_package():
     parser = argparse.ArgumentParser()
     options.add_network_options(parser)
-    choices = {action.dest: action.choices for action in parser._actions}
+    choices = {action.dest: tuple(action.choices) for action in parser._actions if action.choices}
     assert choices['fuse'] == FUSE
-    assert choices['precision'] == tuple(DTYPES)
+    assert choices['precision'] == PRECISIONS and choices['engine'] == ENGINES
 
 
 @pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])

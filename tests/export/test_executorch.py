@@ -22,9 +22,10 @@ from projects.recnext.recnext.export.executorch import (
     read_metadata,
 )
 from projects.recnext.recnext.export.images import Images, find_images
-from projects.recnext.recnext.export.quantization import Calibration, find_calibration
+from projects.recnext.recnext.export.quantization import find_calibration
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.export.verification import Model, verify
+from projects.recnext.recnext.runtimes.calibration import Calibration
 from projects.recnext.recnext.runtimes.capture import capture
 from projects.recnext.recnext.utils.errors import UserError
 

@@ -18,10 +18,11 @@ from projects.recnext.recnext.export.coreml_program import ProgramEvaluator
 from projects.recnext.recnext.export.images import Images, find_images
 from projects.recnext.recnext.export.onnx import OnnxBackend, open_session
 from projects.recnext.recnext.export.onnx_rounding import quantize
-from projects.recnext.recnext.export.quantization import DRAWN, NUMBER, Calibration, find_calibration
+from projects.recnext.recnext.export.quantization import DRAWN, find_calibration
 from projects.recnext.recnext.export.sizes import ImageSizes
 from projects.recnext.recnext.export.source import Source, load_source
 from projects.recnext.recnext.export.verification import verify
+from projects.recnext.recnext.runtimes.calibration import NUMBER, Calibration
 from projects.recnext.recnext.utils.errors import UserError
 
 onnx = pytest.importorskip('onnx')

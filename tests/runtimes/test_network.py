@@ -42,7 +42,7 @@ ALL = ('onnxruntime', 'openvino')
 
 def needs(engine: str) -> None:
     """Skip a test of an engine that is not here."""
-    for package in ENGINES[engine].packages:
+    for package in ENGINES[engine].packages_for('fp32'):
         pytest.importorskip(package)
 
 
@@ -350,7 +350,7 @@ def test_an_engine_that_is_not_installed(monkeypatch, absent, form, message):
 @pytest.mark.parametrize(
     ('form', 'message'),
     [
-        (dict(engine='tensorrt'), 'expected one of torch, compile, openvino, onnxruntime'),
+        (dict(engine='tensorrt'), 'expected one of torch, compile, cudagraph, openvino, onnxruntime'),
         (dict(engine='onnxruntime', precision='bf16'), 'onnxruntime computes in fp32; found precision bf16'),
         (dict(engine='openvino', precision='fp16'), 'openvino computes in fp32 or bf16'),
     ],

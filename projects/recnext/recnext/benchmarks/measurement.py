@@ -52,12 +52,15 @@ PEAK_SIZE = 1536
 """Rows and columns of the matrices whose product tells how fast the machine can be."""
 
 
-def contenders(device: torch.device, engines: Sequence[str] = ()) -> dict[str, Deployment | None]:
+def contenders(
+    device: torch.device, engines: Sequence[str] = (), calibrate: str | None = None
+) -> dict[str, Deployment | None]:
     """Names and forms to run the network in; mmseg's own is none of ours.
 
     Args:
         device: Where it runs. Without instructions for 16 bits, it runs in 32 alone.
-        engines: To be measured as well, in each precision that they have here.
+        engines: To be measured as well, in each precision of floating point that they have here.
+        calibrate: Folder of images with which OpenVINO computes in 8 bits, too.
 
     Raises:
         UserError: one of them cannot run here.
@@ -74,6 +77,8 @@ def contenders(device: torch.device, engines: Sequence[str] = ()) -> dict[str, D
         ways[engine] = Deployment(engine=engine)
         with contextlib.suppress(UserError):
             ways[f'{engine}, bf16'] = Deployment(precision='bf16', engine=engine)
+    if calibrate:
+        ways['openvino, int8'] = Deployment(precision='int8', engine='openvino', calibrate=calibrate)
     return ways
 
 
@@ -125,7 +130,12 @@ def watch(segmentor: nn.Module, stopwatch: Stopwatch, whole: bool) -> None:
 
 
 def measure(
-    cfg: Config, weights: dict[str, Tensor], images: int, rounds: int, engines: Sequence[str], device: torch.device
+    cfg: Config,
+    weights: dict[str, Tensor],
+    images: int,
+    rounds: int,
+    ways: dict[str, Deployment | None],
+    device: torch.device,
 ) -> dict:
     """Test the first images of the config's test set with every contender in turn, several times over.
 
@@ -152,7 +162,7 @@ def measure(
             raise UserError(f'The process of {name!r} ended; its own message stands above.') from None
 
     try:
-        for name, way in contenders(device, engines).items():
+        for name, way in ways.items():
             connections[name], theirs = context.Pipe()
             args = (theirs, cfg.to_dict(), weights, way, images, str(device))
             processes.append(context.Process(target=_compete, args=args, daemon=True))

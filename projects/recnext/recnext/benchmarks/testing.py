@@ -13,6 +13,7 @@ from ..engine.checks import check_checkpoint, set_data_root
 from ..engine.config import load_segmentor_config, set_work_dir
 from ..models.builder import build_skeleton
 from ..models.segmentor import FastEncoderDecoder
+from ..runtimes.calibration import images_in
 from ..utils.device import AUTO, describe_device, find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder, written_beside
@@ -28,6 +29,7 @@ def benchmark(
     rounds: int = 5,
     copies_at: tuple[int, int] | None = None,
     engines: Sequence[str] = (),
+    calibrate: str | None = None,
     sweep: bool = False,
     device: str = AUTO,
     work_dir: str | None = None,
@@ -46,14 +48,16 @@ def benchmark(
     """
     cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
     where = find_device(device)
-    measurement.contenders(where, engines)
+    if calibrate:
+        images_in(Path(calibrate))
+    ways = measurement.contenders(where, engines, calibrate)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')
     with tempfile.TemporaryDirectory() as folder:
         if copies_at:
             measurement.copies_at(cfg, copies_at, images, Path(folder))
         weights = measurement.initial_weights(cfg, checkpoint)
-        contenders = measurement.measure(cfg, weights, images, rounds, engines, where)
+        contenders = measurement.measure(cfg, weights, images, rounds, ways, where)
     results = dict(
         config=Path(config).stem,
         checkpoint=checkpoint and Path(checkpoint).name,

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engines.add_argument(
         '--compile', dest='engines', action='store_const', const=['compile'], help='the same as --engines compile'
     )
+    parser.add_argument(
+        '--calibrate', metavar='FOLDER', help='measure OpenVINO in int8 as well, calibrated on these images'
+    )
     add_benchmark_options(parser)
     add_config_options(parser)
 

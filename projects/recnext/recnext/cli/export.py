@@ -6,7 +6,7 @@ import math
 from importlib import import_module
 from typing import NamedTuple
 
-from .options import WrongUse, add_cfg_options, add_fuse_option, add_model, whole_number, with_weights
+from .options import WrongUse, add_cfg_options, add_fuse_option, add_keep_float, add_model, whole_number, with_weights
 
 
 class Format(NamedTuple):
@@ -97,12 +97,7 @@ def add_quantization_options(group: argparse._ArgumentGroup) -> None:
         metavar='FOLDER',
         help='some hundred images like those to come (default: of the training set, or drawn scenes)',
     )
-    group.add_argument(
-        '--keep-float',
-        nargs='+',
-        metavar='PATTERN',
-        help='modules to leave in floating point, such as decode_head.conv_seg or "backbone.stages.*.token_mixer"',
-    )
+    add_keep_float(group)
     group.add_argument(
         '--max-drop',
         type=points,

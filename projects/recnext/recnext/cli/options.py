@@ -1,6 +1,7 @@
 """What several commands share: how a network is run, changes to a config, several processes."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
@@ -118,10 +119,28 @@ def add_fuse_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_keep_float(parser: argparse._ActionsContainer) -> None:
+    """What of a network is not rounded to 8 bits."""
+    parser.add_argument(
+        '--keep-float',
+        nargs='+',
+        metavar='PATTERN',
+        help='int8: modules to leave in floating point, such as decode_head.conv_seg or '
+        '"backbone.stages.*.token_mixer"',
+    )
+
+
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """How a trained network is run; the defaults are the fastest that give the same label maps as mmseg."""
     add_fuse_option(parser)
-    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='default: fp32')
+    parser.add_argument(
+        '--precision',
+        choices=('fp32', 'bf16', 'fp16', 'int8'),
+        default='fp32',
+        help='int8 is for --engine openvino, with --calibrate (default: fp32)',
+    )
+    parser.add_argument('--calibrate', metavar='FOLDER', help='int8: some hundred images like those to come')
+    add_keep_float(parser)
     parser.add_argument(
         '--channels-last',
         action=argparse.BooleanOptionalAction,
@@ -149,7 +168,7 @@ def with_deployment(args: argparse.Namespace) -> dict:
 
     keep_freed_memory()
     rest = vars(args)
-    form = {name: rest.pop(name) for name in ('fuse', 'precision', 'channels_last', 'engine')}
+    form = {field.name: rest.pop(field.name) for field in dataclasses.fields(Deployment)}
     return dict(rest, deployment=Deployment(**form))
 
 

@@ -12,7 +12,7 @@ from .source import Source
 from .verification import Model
 
 if TYPE_CHECKING:
-    from .quantization import Calibration
+    from ..runtimes.calibration import Calibration
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.export import Dim, ExportedProgram
 
 from ..engine.config import named_classes
+from ..runtimes.calibration import Calibration
 from ..runtimes.capture import STRIDE, capture
 from ..utils.errors import UserError
 from .backend import ExportOptions, OfPrecision, SavedModel
@@ -26,7 +27,6 @@ from .coreml_graph import fix_scales, replace_powers
 from .coreml_network import NetworkEvaluator
 from .coreml_program import ProgramEvaluator
 from .coreml_rounding import compress_weights, quantize
-from .quantization import Calibration
 from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model

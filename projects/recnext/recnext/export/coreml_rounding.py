@@ -7,8 +7,8 @@ from unittest.mock import patch
 import numpy as np
 from torch.export import ExportedProgram
 
+from ..runtimes.calibration import Calibration
 from .coreml_program import ProgramEvaluator
-from .quantization import Calibration
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel

@@ -17,12 +17,12 @@ from torch.export import ExportedProgram
 
 from ..engine.config import named_classes
 from ..models.folded_fpn import FoldedLevel
+from ..runtimes.calibration import Calibration
 from ..runtimes.capture import capture
 from ..utils.errors import UserError
 from ..utils.timing import time_calls
 from .backend import ExportOptions, OfPrecision, SavedModel
 from .capture import ExportedSegmentor, Wrapper
-from .quantization import Calibration
 from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..engine.config import named_classes
+from ..runtimes.calibration import Calibration
 from ..runtimes.capture import STRIDE, any_size, capture
 from ..runtimes.onnx import open_session, to_onnx
 from ..utils.errors import UserError
@@ -20,7 +21,6 @@ from ..utils.timing import time_calls
 from .backend import ExportOptions, OfPrecision, SavedModel
 from .capture import ExportedSegmentor, Wrapper
 from .onnx_rounding import halve_weights, quantize
-from .quantization import Calibration
 from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model

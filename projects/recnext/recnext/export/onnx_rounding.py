@@ -1,6 +1,5 @@
 """ONNX files with rounded numbers: weights in 16 bits, or weights and maps in 8."""
 
-import ast
 import contextlib
 import logging
 import tempfile
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .quantization import Calibration
+from ..runtimes.calibration import Calibration
+from ..runtimes.onnx import module_of
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
-
-SCOPES = 'pkg.torch.onnx.name_scopes'
-"""Where a node says of which module it was made: the names of all that it is in, as Python writes a list."""
+    from onnx import ModelProto
 
 OPERATIONS = ('Conv', 'MatMul')
 """What is computed in 8 bits; everything else is faster, and more exact, as it is."""
@@ -81,14 +78,6 @@ def quantize(model: 'ModelProto', calibration: Calibration) -> 'ModelProto':
     del quantized.metadata_props[:]  # it says what made it; what the model said of itself is there below
     quantized.metadata_props.extend(model.metadata_props)
     return quantized
-
-
-def module_of(node: 'NodeProto') -> str:
-    """The name of the module that a node was made of; empty for one that the exporter made up."""
-    for entry in node.metadata_props:
-        if entry.key == SCOPES:
-            return ast.literal_eval(entry.value)[-2]  # the last is the operation
-    return ''
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from .recnext import Downsample
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 """Floating-point types by the names that the tools use."""
 
+PRECISIONS = (*DTYPES, 'int8')
+
 ENGINES = ('torch', 'compile', 'cudagraph', 'openvino', 'onnxruntime')
 """What a network runs in, from normalised pixels to logits."""
 
@@ -27,12 +29,14 @@ class Deployment:
 
     Args:
         fuse: What to fold: ``'none'``, ``'norms'`` or ``'all'``; see :meth:`DeployableModel.switch_to_deploy`.
-        precision: Of weights and activations, one of :data:`DTYPES`.
+        precision: Of weights and activations, one of :data:`PRECISIONS`; not every engine has each.
         channels_last: Keep weights and activations in channels-last order; OpenVINO and ONNX Runtime choose theirs.
         engine: One of :data:`ENGINES`. ``'compile'`` is torch.compile, which takes a minute or more when the first
             images come; ``'cudagraph'`` records what runs on an NVIDIA GPU: see :class:`.GraphedNetwork`. Those that
             are not PyTorch convert the network when images come, and find it in a cache the next time: see
             :class:`.ConvertedNetwork`.
+        calibrate: Folder of images like those to come, for ``'int8'``.
+        keep_float: Patterns of names of modules that stay in floating point in ``'int8'``.
 
     Raises:
         UserError: another word, an engine that does not compute in this precision, or one that is not installed.
@@ -42,16 +46,24 @@ class Deployment:
     precision: str = 'fp32'
     channels_last: bool = True
     engine: str = 'torch'
+    calibrate: str | None = None
+    keep_float: list[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (('fuse', FUSE), ('precision', tuple(DTYPES)), ('engine', ENGINES)):
+        for name, known in (('fuse', FUSE), ('precision', PRECISIONS), ('engine', ENGINES)):
             word = getattr(self, name)
             if word not in known:
                 raise UserError(f'{name} is {word!r}; expected one of {", ".join(known)}.')
+        if self.in_torch and self.precision == 'int8':
+            raise UserError('PyTorch does not compute in 8 bits here. Use --engine openvino.')
         if not self.in_torch:
             from ..runtimes.network import check_engine
 
             check_engine(self.engine, self.precision)
+        if self.precision == 'int8' and self.calibrate is None:
+            raise UserError('int8 needs a folder with some hundred images like those to come: --calibrate FOLDER')
+        if self.precision != 'int8' and (self.calibrate is not None or self.keep_float):
+            raise UserError(f'--calibrate and --keep-float are for --precision int8; found {self.precision}.')
 
     @property
     def whole(self) -> bool:
@@ -103,8 +115,12 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
         model.network = GraphedNetwork(model.network)
     elif not deployment.in_torch:
         from ..runtimes.network import ConvertedNetwork
+        from .calibration import find_calibration
 
-        model.network = ConvertedNetwork(Logits(model), deployment.engine, deployment.precision)
+        calibration = None
+        if deployment.precision == 'int8':
+            calibration = find_calibration(model, deployment.calibrate, deployment.keep_float or ())
+        model.network = ConvertedNetwork(Logits(model), deployment.engine, deployment.precision, calibration)
 
 
 class Logits(nn.Module):

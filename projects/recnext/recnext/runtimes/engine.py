@@ -7,6 +7,8 @@ from typing import Protocol
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from .calibration import Calibration
+
 Network = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) to logits."""
 
@@ -15,15 +17,15 @@ class Engine(Protocol):
     """Converts a captured graph into files, and runs what it reads back from these.
 
     Attributes:
-        precisions: In which it runs a network, by the words of :data:`.deploy.DTYPES`.
-        packages: That it needs, by their names in a registry of packages, which are those of their modules, too.
+        precisions: In which it runs a network, by the words of :data:`.deploy.PRECISIONS`.
         extra: Of this project, that brings them.
-        rounds_weights: Whether a lower precision is that of the captured network's weights, or chosen by the engine.
     """
 
     precisions: tuple[str, ...]
-    packages: tuple[str, ...]
     extra: str
+
+    def packages_for(self, precision: str) -> tuple[str, ...]:
+        """What it needs, by the names in a registry of packages, which are those of the modules, too."""
 
     def check(self, precision: str) -> None:
         """Make sure that this machine is fit for it.
@@ -32,8 +34,8 @@ class Engine(Protocol):
             UserError: it is not.
         """
 
-    def convert(self, program: ExportedProgram, folder: Path) -> None:
-        """Write the files of a network, and nothing else, into an empty folder."""
+    def convert(self, program: ExportedProgram, folder: Path, calibration: Calibration | None = None) -> None:
+        """Write the files of a network, and nothing else, into an empty folder; in 8 bits if it is calibrated."""
 
     def open(self, folder: Path, precision: str) -> Network:
         """A network from its files, on as many threads as PyTorch has; to be called by one thread at a time."""

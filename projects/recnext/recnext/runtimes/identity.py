@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..utils.files import sha256_of
+from .calibration import Calibration
 
 CPU_INFO = Path('/proc/cpuinfo')
 """Where Linux says what a processor can do."""
@@ -34,6 +35,14 @@ def identify(module: nn.Module, **more: str) -> dict[str, str]:
         torch=torch.__version__,
         processor=_processor(),
     )
+
+
+def identify_images(calibration: Calibration) -> str:
+    """The content of the images in their order, and what is kept in floating point."""
+    found = hashlib.sha256(repr(list(calibration.keep_float)).encode())
+    for image in calibration.images:
+        found.update(sha256_of(image).encode())
+    return found.hexdigest()
 
 
 def digest(made_of: dict[str, str]) -> str:
@@ -72,7 +81,7 @@ def _digest_settings(module: nn.Module) -> str:
 def _digest_code(module: nn.Module) -> str:
     """Of the files in which the classes of all modules and their parents are defined, and of this room."""
     classes = {parent for part in module.modules() for parent in type(part).__mro__ if parent is not object}
-    files = {Path(__file__).parent / name for name in ('capture.py', 'onnx.py', 'openvino.py')}
+    files = {Path(__file__).parent / name for name in ('calibration.py', 'capture.py', 'onnx.py', 'openvino.py')}
     for kind in classes:
         try:
             files.add(Path(inspect.getfile(kind)))

@@ -3,26 +3,33 @@
 import importlib.util
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..utils.errors import UserError, first_line
 from ..utils.paths import ENGINES as FOLDER
 from .cache import Entry
+from .calibration import Calibration
 from .capture import LEAST, STRIDE, any_size, capture
 from .engine import Engine, Network
-from .identity import digest, identify, version_of
+from .identity import digest, identify, identify_images, version_of
 from .onnx import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine
 
 ENGINES: dict[str, Engine] = dict(openvino=OpenVinoEngine(), onnxruntime=OnnxRuntimeEngine())
 """By the words that the tools use. PyTorch itself and its compiler need no conversion."""
 
-LARGEST_ERROR = dict(fp32=1e-4, bf16=0.1)
+LARGEST_ERROR = dict(fp32=1e-4, bf16=0.1, int8=0.5)
 """Of a logit against PyTorch's, relative to the largest one. A converted network that is further off is refused."""
+
+LEAST_AGREEMENT = dict(int8=0.95)
+"""Share of the places of a map of logits in which the largest must be that of the same class."""
 
 MOST_SIZES = 8
 """Graphs of one size each that are made for a network that cannot be captured for all at once."""
@@ -43,7 +50,7 @@ def check_engine(name: str, precision: str) -> None:
     engine = ENGINES[name]
     if precision not in engine.precisions:
         raise UserError(f'The engine {name} computes in {" or ".join(engine.precisions)}; found precision {precision}.')
-    missing = [package for package in engine.packages if importlib.util.find_spec(package) is None]
+    missing = [package for package in engine.packages_for(precision) if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(
             f'The engine {name} needs packages that are not installed: pip install {" ".join(missing)}\n'
@@ -67,6 +74,7 @@ class ConvertedNetwork:
         module: In eval mode, on the CPU, in the form that is to be converted.
         name: Of the engine, one of :data:`ENGINES`.
         precision: Of weights and activations.
+        calibration: For ``'int8'``.
         folder: Of the cache; by default :data:`.paths.ENGINES`.
 
     Raises:
@@ -74,12 +82,21 @@ class ConvertedNetwork:
             the result is not what PyTorch computes.
     """
 
-    def __init__(self, module: nn.Module, name: str, precision: str, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        precision: str,
+        calibration: Calibration | None = None,
+        folder: Path | None = None,
+    ) -> None:
         check_engine(name, precision)
+        self.calibration = calibration
         self.module, self.name, self.precision, self.folder = module, name, precision, folder or FOLDER
         self.engine = ENGINES[name]
-        packages = version_of(*self.engine.packages)
-        self.made_of = identify(module, engine=name, precision=precision, packages=packages)
+        packages = version_of(*self.engine.packages_for(precision))
+        more = {} if calibration is None else dict(calibration=identify_images(calibration))
+        self.made_of = identify(module, engine=name, precision=precision, packages=packages, **more)
         self._graphs: dict[Shape, Network] = {}
         self._chosen: dict[Shape, Network] = {}
         self._takes_any = True
@@ -87,6 +104,9 @@ class ConvertedNetwork:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        if self.calibration and len(images) > 1:
+            # On several at once NNCF measures worse ranges: a graph of one size is for a single image.
+            return torch.cat([self(image) for image in images.split(1)])
         shape = tuple(images.shape)
         with self._lock:
             if shape not in self._chosen:
@@ -106,7 +126,7 @@ class ConvertedNetwork:
                 self._graphs[kind] = self._get(kind, images)
                 return self._graphs[kind]
             except Exception as error:  # whatever torch.export or an engine raises
-                if kind == ANY:
+                if kind == ANY and not (isinstance(error, UserError) and self.calibration):
                     self._takes_any = False
                     print_log(f'No graph for all sizes of images: {first_line(error)}', logger='current')
                 elif isinstance(error, UserError):
@@ -149,7 +169,11 @@ class ConvertedNetwork:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             folder = Path(name)
             size = tuple(images.shape[2:])
-            self.engine.convert(capture(self.module, size, any_size() if shape == ANY else None, len(images)), folder)
+            program = capture(self.module, size, any_size() if shape == ANY else None, len(images))
+            calibration = self.calibration
+            if calibration is not None and shape != ANY:
+                calibration = replace(calibration, load=lambda image: _fit(self.calibration.load(image), shape))
+            self.engine.convert(program, folder, calibration)
             network = self.engine.open(folder, self.precision)
             self._verify(network, images)
             entry.keep(folder)
@@ -171,3 +195,18 @@ class ConvertedNetwork:
                 f'{images.shape[2]} × {images.shape[3]}; expected at most {LARGEST_ERROR[self.precision]:g} in '
                 f'{self.precision}. Nothing was kept. Use --engine torch.'
             )
+        least, equal = LEAST_AGREEMENT.get(self.precision, 0), 1.0
+        if found.dim() == 4:
+            equal = float((found.argmax(1) == expected.argmax(1)).double().mean())
+        if equal < least:
+            raise UserError(
+                f'{self.name} in {self.precision} has the same class as PyTorch in {equal:.1%} of the places of the '
+                f'logits; expected at least {least:.0%}. Nothing was kept.\n'
+                '  Calibrate with more images of your own, or leave some modules in floating point: --keep-float'
+            )
+
+
+def _fit(images: np.ndarray, shape: Shape) -> np.ndarray:
+    """An image (1, 3, H, W) in the one shape that a graph takes."""
+    resized = F.interpolate(torch.from_numpy(images), size=shape[2:], mode='bilinear')
+    return resized.numpy()

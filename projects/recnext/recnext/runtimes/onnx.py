@@ -1,5 +1,6 @@
 """ONNX, and ONNX Runtime as an engine."""
 
+import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,17 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from .calibration import Calibration
 from .engine import Network
 
 if TYPE_CHECKING:
+    from onnx import NodeProto
     from torch.onnx import ONNXProgram
 
 FILE = 'network.onnx'
+
+SCOPES = 'pkg.torch.onnx.name_scopes'
+"""Where a node says of which module it was made: the names of all that it is in, as Python writes a list."""
 
 
 def to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> 'ONNXProgram':
@@ -27,6 +33,14 @@ def to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> 'ONNXProgram':
         node.metadata_props.pop('pkg.torch.onnx.stack_trace', None)
     converted.model.metadata_props.clear()
     return converted
+
+
+def module_of(node: 'NodeProto') -> str:
+    """The name of the module that a node was made of; empty for one that the exporter made up."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            return ast.literal_eval(entry.value)[-2]  # the last is the operation
+    return ''
 
 
 def open_session(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -50,13 +64,16 @@ class OnnxRuntimeEngine:
     """ONNX Runtime on the processor."""
 
     precisions = ('fp32',)
-    packages = ('onnxruntime', 'onnx', 'onnxscript')
     extra = 'onnx'
+
+    def packages_for(self, precision: str) -> tuple[str, ...]:
+        """The same for each."""
+        return 'onnxruntime', 'onnx', 'onnxscript'
 
     def check(self, precision: str) -> None:
         """It runs wherever its package does."""
 
-    def convert(self, program: ExportedProgram, folder: Path) -> None:
+    def convert(self, program: ExportedProgram, folder: Path, calibration: Calibration | None = None) -> None:
         write_network(program, folder)
 
     def open(self, folder: Path, precision: str) -> Network:

@@ -12,9 +12,9 @@ from ..engine.config import named_classes
 from ..export.backend import ExportOptions, OfPrecision, SavedModel
 from ..export.capture import Wrapper
 from ..export.onnx import OnnxBackend, OnnxModel
-from ..export.quantization import Calibration
 from ..export.sizes import ImageSizes
 from ..export.source import Source
+from ..runtimes.calibration import Calibration
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
 from ..visualization.overlay import OPACITY

@@ -18,9 +18,15 @@ class DeployHook(Hook):
     """
 
     def __init__(
-        self, fuse: str = 'all', precision: str = 'fp32', channels_last: bool = True, engine: str = 'torch'
+        self,
+        fuse: str = 'all',
+        precision: str = 'fp32',
+        channels_last: bool = True,
+        engine: str = 'torch',
+        calibrate: str | None = None,
+        keep_float: list[str] | None = None,
     ) -> None:
-        self.deployment = Deployment(fuse, precision, channels_last, engine)
+        self.deployment = Deployment(fuse, precision, channels_last, engine, calibrate, keep_float)
 
     def before_test(self, runner: Runner) -> None:
         """Fold and convert the network that was loaded."""

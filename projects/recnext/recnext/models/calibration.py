@@ -1,0 +1,43 @@
+"""Images as a network takes them, for an engine that computes in eight bits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmseg.structures import SegDataSample
+
+from ..runtimes.calibration import Calibration, check_patterns, choose_images, images_in
+from ..runtimes.capture import LEAST, STRIDE
+from ..utils.image_io import read_image
+from .deployable_model import DeployableModel
+
+SIDE = 224
+"""Pixels of the short side of an image for a network that has no size of its own, as classifiers."""
+
+
+def find_calibration(model: DeployableModel, folder: str, keep_float: Sequence[str]) -> Calibration:
+    """The images of a folder, their short sides as long as those of the crops of training, normalised.
+
+    Args:
+        model: Names its modules, and normalises.
+        folder: With the folders in it.
+        keep_float: Patterns of names of modules.
+
+    Raises:
+        UserError: no images, or a pattern that no module fits.
+    """
+    check_patterns(model, keep_float)
+    named, images = choose_images(images_in(Path(folder)), folder)
+    side = min(getattr(model.data_preprocessor, 'size', None) or (SIDE,))
+
+    def load(path: Path) -> np.ndarray:
+        image = read_image(path)
+        scale = side / min(image.shape[:2])
+        height, width = (max(round(length * scale / STRIDE) * STRIDE, LEAST) for length in image.shape[:2])
+        pixels = np.ascontiguousarray(cv2.resize(image, (width, height)).transpose(2, 0, 1))
+        batch = dict(inputs=[torch.from_numpy(pixels)], data_samples=[SegDataSample()])
+        return model.data_preprocessor(batch)['inputs'].numpy()
+
+    return Calibration(named, images, load, keep_float)
