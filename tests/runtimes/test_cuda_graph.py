@@ -1,5 +1,6 @@
 """What is recorded as a CUDA graph and when; the GPU that records is played here. tests/gpu has a real one."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -16,11 +17,13 @@ from projects.recnext.recnext.utils.errors import UserError
 class Recording:
     """In the place of a graph: runs the network, and counts."""
 
+    lock: threading.Lock
+
     def __init__(self, network, images, pool):
         self.network, self.shape, self.pool, self.replays = network, images.shape, pool, 0
 
     def replay(self, images):
-        assert images.shape == self.shape
+        assert images.shape == self.shape and self.lock.locked()
         self.replays += 1
         return self.network(images)
 
@@ -35,12 +38,18 @@ def stream(monkeypatch) -> SimpleNamespace:
     return stream
 
 
+def watched(network) -> GraphedNetwork:
+    graphed = GraphedNetwork(network)
+    Recording.lock = graphed._lock
+    return graphed
+
+
 def images_of(width: int) -> torch.Tensor:
     return torch.full((1, 3, 2, width), float(width))
 
 
 def test_a_size_is_recorded_when_it_comes_again(stream):
-    graphed = GraphedNetwork(lambda images: images + 1)
+    graphed = watched(lambda images: images + 1)
     for width, recorded in ((4, 0), (5, 0), (4, 1), (4, 1), (5, 2), (6, 2)):
         assert torch.equal(graphed(images_of(width)), images_of(width) + 1)
         assert len(graphed._graphs) == recorded
@@ -48,7 +57,7 @@ def test_a_size_is_recorded_when_it_comes_again(stream):
 
 
 def test_other_layouts_types_and_streams_have_graphs_of_their_own(stream):
-    graphed = GraphedNetwork(lambda images: images)
+    graphed = watched(lambda images: images)
     images = torch.rand(2, 3, 4, 4)
     for number, other in enumerate((images, images.double(), images.to(memory_format=torch.channels_last))):
         graphed(other), graphed(other)
@@ -60,7 +69,7 @@ def test_other_layouts_types_and_streams_have_graphs_of_their_own(stream):
 
 
 def test_of_too_many_sizes_the_one_used_longest_ago_goes(stream):
-    graphed = GraphedNetwork(lambda images: images)
+    graphed = watched(lambda images: images)
     for width in range(MOST_GRAPHS):
         graphed(images_of(width)), graphed(images_of(width))
     graphed(images_of(0))

@@ -19,7 +19,7 @@ class GraphedNetwork:
     """Images (N, 3, H, W) to logits, as ``network`` computes them, on an NVIDIA GPU.
 
     A size that comes for the first time runs as it is, for recording takes longer than running; the second time it is
-    recorded, and replayed from then on. Streams have graphs of their own, so several threads may call it.
+    recorded, and replayed from then on. Several threads may call it; streams have graphs of their own.
 
     Args:
         network: It must not ask the GPU for numbers.
@@ -30,7 +30,7 @@ class GraphedNetwork:
         self._seen: set[Hashable] = set()
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._pools: dict[int, tuple[int, int]] = {}
-        self._recording = threading.Lock()
+        self._lock = threading.Lock()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class GraphedNetwork:
             # Libraries choose their algorithms and take their memory, which a recording may not do.
             self._seen.add(key)
             return self.network(images)
-        with self._recording:
+        with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
                 if len(self._graphs) == MOST_GRAPHS:
@@ -49,7 +49,8 @@ class GraphedNetwork:
                 pool = self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
                 graph = self._graphs[key] = _Graph(self.network, images, pool)
             self._graphs.move_to_end(key)
-        return graph.replay(images)
+            # Alone: between the copy of its input and the end of a replay no other thread may use the graph.
+            return graph.replay(images)
 
 
 class _Graph:
