@@ -1,5 +1,6 @@
 """ONNX: what onnxruntime makes of the file is what PyTorch computes, for batches of any size or images of one."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -63,7 +64,11 @@ def test_onnx_of_one_size(tiny_of, tmp_path, mixer, part):
     assert '64 x 96' in table and left_behind(tmp_path) == ['a.onnx']
     # Nor where it was made.
     assert str(ROOT).encode() not in (tmp_path / 'a.onnx').read_bytes()
-    assert ('100.000 %' if part == 'segmentor' else 'largest feature') in table
+    if part == 'segmentor':
+        # The exporter refuses what rounding does not explain; which of two level classes wins depends on the machine.
+        assert float(re.search(r'([\d.]+) % of \d+ labels equal', table)[1]) >= 99.9
+    else:
+        assert 'largest feature' in table
 
 
 def test_a_backbone_for_batches_of_any_size(tiny, tmp_path):
