@@ -229,7 +229,7 @@ def test_the_other_options_of_training(scenes, tmp_path):
         *options,
     )
     assert result.returncode == 0, result.stderr
-    assert '2 images an iteration (1 processes x 2), learning rate 0.00075.' in result.stdout
+    assert '2 images per iteration (1 processes x 2), learning rate 0.00075.' in result.stdout
     assert 'The recipe has 4 images; the learning rate is scaled accordingly.' in result.stdout
     assert 'Scaling the original LR by 0.5' in result.stdout and 'images_per_second' in result.stdout
     weight = read_checkpoint(tmp_path / 'iter_2.pth')['state_dict']['neck.fpn_convs.0.conv.weight']
@@ -239,7 +239,7 @@ def test_the_other_options_of_training(scenes, tmp_path):
 @pytest.mark.parametrize(
     ('batch', 'processes', 'scale', 'words'),
     [
-        (4, 8, False, '32 images an iteration (8 processes x 4), learning rate 0.0001. As in the recipe.'),
+        (4, 8, False, '32 images per iteration (8 processes x 4), learning rate 0.0001. As in the recipe.'),
         (4, 1, False, 'learning rate 0.0001. The recipe has 32 images; the learning rate is not scaled'),
         (4, 2, True, 'learning rate 2.5e-05. The recipe has 32 images; the learning rate is scaled'),
     ],

@@ -83,7 +83,7 @@ def two_processes(scenes, tmp_path_factory) -> tuple[str, Path]:
 
 def test_two_processes_of_two_images_train_as_one_of_four(two_processes, scenes, tmp_path):
     said, folder = two_processes
-    assert '4 images an iteration (2 processes x 2)' in said and 'As in the recipe' in said and 'mIoU' in said
+    assert '4 images per iteration (2 processes x 2)' in said and 'As in the recipe' in said and 'mIoU' in said
     config = write_tiny_config(tmp_path, scenes, FROZEN_NORMS)
     options = ['train_cfg.max_iters=5', 'train_dataloader.batch_size=4']
     result = run_tool('train', config, '--work-dir', tmp_path, '--cfg-options', *options)

@@ -163,7 +163,7 @@ def test_a_users_error_is_not_retried(scenes, tmp_path):
     process = start('dist_train.sh', config, 2, '--max-restarts', 3, '--work-dir', tmp_path / 'work')
     said = process.communicate(timeout=600)[0]
     assert process.returncode == 1 and 'error: Training stopped in iteration 4: loss is nan' in said
-    assert said.count('images an iteration') == 1 and 'resumed' not in said
+    assert said.count('images per iteration') == 1 and 'resumed' not in said
 
 
 def test_what_torchrun_is_told(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_more_and_fewer_processes(scenes, tmp_path):
     run('dist_train.sh', config, 2, *options, '--cfg-options', 'train_cfg.max_iters=2')
     run_train(str(config), str(work), 'auto', total_batch_size=4, cfg_options={'train_cfg.max_iters': 5})
     said = run('dist_train.sh', config, 2, *options, '--resume', '--cfg-options', 'train_cfg.max_iters=7')
-    assert '4 images an iteration (2 processes x 2)' in said
+    assert '4 images per iteration (2 processes x 2)' in said
     folder = tmp_path / 'one'
     folder.mkdir()
     config = write_tiny_config(folder, scenes, WITHOUT_CHANCE + WITHOUT_VALIDATION + noting(folder / 'notes'))

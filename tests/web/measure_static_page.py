@@ -54,7 +54,7 @@ def main() -> None:
             if name in visits:
                 visit = visits[name]
                 said = f', first result after {visit.first:.1f} s, {visit.again:.1f} s when kept ({visit.where})'
-            print(f'{name}: {median(measured):.0f} ms an image (least {min(measured):.0f}){said}')
+            print(f'{name}: {median(measured):.0f} ms per image (least {min(measured):.0f}){said}')
         browser.close()
 
 

@@ -43,7 +43,7 @@ def train(
         work_dir: Where logs and checkpoints go; ``work_dirs/<config>`` if None.
         resume: ``'auto'`` for the newest checkpoint of ``work_dir``, or the path of one.
         amp: Mixed precision in bfloat16.
-        auto_scale_lr: Scale the learning rate with the number of images an iteration.
+        auto_scale_lr: Scale the learning rate with the number of images per iteration.
         channels_last: Keep weights and activations in channels-last order.
         compile: Compile the network.
         tensorboard: Write TensorBoard files beside the JSON lines.
@@ -129,7 +129,7 @@ def _run_training(cfg: Config, start: Start | None) -> str | None:
 
 
 def share_batch(cfg: Config, total: int, processes: int) -> None:
-    """Set a config to train on so many images an iteration, of all processes together; in place.
+    """Set a config to train on so many images per iteration, of all processes together; in place.
 
     Raises:
         UserError: they cannot be shared out evenly.
@@ -143,14 +143,14 @@ def share_batch(cfg: Config, total: int, processes: int) -> None:
 
 
 def scale_learning_rate(cfg: Config) -> None:
-    """Set a config to scale the learning rate with the images an iteration; in place.
+    """Set a config to scale the learning rate with the images per iteration; in place.
 
     Raises:
         UserError: it does not say for how many images its learning rate is.
     """
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise UserError(
-            'The config does not say for how many images an iteration its learning rate is, which --auto-scale-lr '
+            'The config does not say for how many images per iteration its learning rate is, which --auto-scale-lr '
             'needs. Write auto_scale_lr = dict(base_batch_size=16), or as many as its name says (GPUs x images).'
         )
     cfg.auto_scale_lr.enable = True
@@ -175,11 +175,11 @@ def add_tracker(cfg: Config, option: str, package: str, **backend: object) -> No
 
 
 def describe_batch(cfg: Config, world_size: int) -> str:
-    """How many images an iteration takes and the learning rate for them, and how that compares with the recipe."""
+    """How many images per iteration takes and the learning rate for them, and how that compares with the recipe."""
     batch_size = cfg.train_dataloader.get('batch_size', 1)
     images, scaling = world_size * batch_size, cfg.get('auto_scale_lr') or {}
     recipe, scaled = scaling.get('base_batch_size'), scaling.get('enable', False)
-    said = f'{images} images an iteration ({world_size} processes x {batch_size})'
+    said = f'{images} images per iteration ({world_size} processes x {batch_size})'
     lr = (cfg.optim_wrapper.get('optimizer') or {}).get('lr')
     if lr is not None:
         said += f', learning rate {lr * (images / recipe if scaled else 1):g}'

@@ -42,7 +42,7 @@ def _testing(results: dict) -> Iterator[str]:
             if not points:
                 continue
             stock = _stock_speed(points)
-            yield f'\nTesting images of {size[0]} x {size[1]}, {batch} at once: ms an image by stage'
+            yield f'\nTesting images of {size[0]} x {size[1]}, {batch} at once: ms per image by stage'
             stages = ''.join(f'{stage:>9}' for stage in STAGES)
             yield f'{"":<22}{stages} images/s  ratio  first s  peak MB  different'
             for point in points:
@@ -67,7 +67,7 @@ def _whole_tests(results: dict) -> Iterator[str]:
 
 def _training(results: dict) -> Iterator[str]:
     if results['training']:
-        yield f'\nTraining, {results["plan"]["training_batch"]} images an iteration'
+        yield f'\nTraining, {results["plan"]["training_batch"]} images per iteration'
         yield 'float32 as PyTorch has it: in convolutions TF32, where there is any'
         yield format_training(results['training'])
 
@@ -76,7 +76,7 @@ def _profiles(results: dict) -> Iterator[str]:
     for name, profile in results['profiles'].items():
         if profile is None:
             continue
-        yield f'\n{name}: {profile["seconds"] * 1e3:.1f} ms a batch, {profile["busy"]:.0%} of them in operations'
+        yield f'\n{name}: {profile["seconds"] * 1e3:.1f} ms per batch, {profile["busy"]:.0%} of them in operations'
         for operation in profile['operations']:
             yield f'{operation["milliseconds"]:10.2f} ms {operation["calls"]:6} x  {operation["name"][:80]}'
 
@@ -109,7 +109,7 @@ def draw_measurements(results: dict, file: str | Path | BinaryIO) -> None:
     grid = figure.subplots(2, 2, height_ratios=(3, 2))
     for axes, size in zip(grid[0], sizes):
         _draw_stages(axes, _points(results, size, batches[0]))
-        axes.set_xlabel(f'ms an image, {size[0]} × {size[1]}, {batches[0]} at once')
+        axes.set_xlabel(f'ms per image, {size[0]} × {size[1]}, {batches[0]} at once')
     grid[0][0].legend(ncols=5, fontsize='x-small', loc='lower center', bbox_to_anchor=(0.5, 1))
     _draw_speeds(grid[1][0], results, sizes[0])
     _draw_training(grid[1][1], results)
@@ -164,4 +164,4 @@ def _draw_training(axes: 'Axes', results: dict) -> None:
         said = f' {times[index]:.0f} ms' + (f', {memory:.0f} MB' if memory else '')
         axes.text(times[index], index, said, va='center', fontsize='x-small')
     axes.set_xlim(right=max(times, default=1) * 1.3)
-    axes.set_xlabel(f'ms an iteration of {results["plan"]["training_batch"]} images')
+    axes.set_xlabel(f'ms per iteration of {results["plan"]["training_batch"]} images')

@@ -26,7 +26,7 @@ def _machine(results: dict) -> Iterator[str]:
 
 def _images(results: dict) -> Iterator[str]:
     stock = results['contenders'][STOCK]
-    yield f'{"ms an image":<24}' + ''.join(f'{stage:>9}' for stage in STAGES) + ' images/s  ratio'
+    yield f'{"ms per image":<24}' + ''.join(f'{stage:>9}' for stage in STAGES) + ' images/s  ratio'
     for name, result in results['contenders'].items():
         times = (result['milliseconds'][stage] for stage in STAGES)
         shown = ''.join(f'{time:9.1f}' if time else f'{"-":>9}' for time in times)
@@ -117,7 +117,7 @@ def _draw_stages(axes: 'Axes', contenders: dict) -> None:
         ratio = contenders[name]['images_per_second'] / contenders[STOCK]['images_per_second']
         axes.text(left[index], index, f' {ratio:.2f} x', va='center')
     axes.set_xlim(right=max(left) * 1.18)
-    axes.set_xlabel('ms an image')
+    axes.set_xlabel('ms per image')
     axes.legend(ncols=5, fontsize='x-small', loc='lower center', bbox_to_anchor=(0.5, 1))
 
 

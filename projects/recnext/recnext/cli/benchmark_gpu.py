@@ -13,9 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1),
         default=600,
         metavar='N',
-        help='what has not begun by then is skipped, and named (default: 600)',
+        help='what has not started by then is skipped and listed (default: 600)',
     )
-    parser.add_argument('--tiny', action='store_true', help='of small images, to try the command without a GPU')
+    parser.add_argument('--tiny', action='store_true', help='use small images, to try the command without a GPU')
     add_device(parser)
     add_config_options(parser)
 

@@ -4,7 +4,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('words', nargs='*', metavar='WORD', help='that a name must hold, such as m3 or in1k')
+    parser.add_argument('words', nargs='*', metavar='WORD', help='only names that contain this, such as m3 or in1k')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'source', metavar='SRC', help='.pth or .safetensors file; its layout and arch are found'
     )
     source.complete = FILE
-    parser.add_argument('destination', metavar='DST', help='file to write; safetensors if it is called so')
+    parser.add_argument('destination', metavar='DST', help='file to write, in safetensors format if its name ends so')
     parser.add_argument('--config', metavar='CONFIG', help='config whose network the weights must fit')
     parser.add_argument(
         '--to',

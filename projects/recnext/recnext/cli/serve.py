@@ -21,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1),
         default=8,
         metavar='N',
-        help='of the images that wait, at most N are predicted together (default: 8)',
+        help='predict up to N waiting images together (default: 8)',
     )
     parser.add_argument(
         '--queue',
         type=whole_number(1),
         default=64,
         metavar='N',
-        help='requests that are taken at once; the next is told to come again (default: 64)',
+        help='requests accepted at once; further ones are told to try again later (default: 64)',
     )
     add_network_options(parser)
     add_cfg_options(parser)

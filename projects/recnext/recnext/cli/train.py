@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision in bfloat16')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate with the images an iteration'
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the number of images per iteration'
     )
     parser.add_argument(
         '--channels-last', action='store_true', help='keep weights and activations in channels-last order'
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--total-batch-size',
         type=whole_number(1),
         metavar='N',
-        help='images an iteration of all processes together, however many there are',
+        help='images per iteration over all processes, however many there are',
     )
     parser.add_argument(
         '--store', metavar='URL', help='copy checkpoints and logs to s3://..., gs://... and the like; --resume fetches'
