@@ -575,7 +575,7 @@ def test_16_bits_without_instructions_for_them_are_warned_of(monkeypatch, lacks)
     assert [line.endswith('Use --precision fp32.') for line in said] == [True] * lacks
 
 
-@pytest.mark.parametrize('option', [dict(fuse='some'), dict(precision='int8')])
+@pytest.mark.parametrize('option', [dict(fuse='some'), dict(precision='int4')])
 def test_deploy_hook_refuses_other_words(option):
     with pytest.raises(UserError, match=next(iter(option.values()))):
         HOOKS.build(dict(type='DeployHook', **option))
