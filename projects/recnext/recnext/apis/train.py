@@ -175,7 +175,7 @@ def add_tracker(cfg: Config, option: str, package: str, **backend: object) -> No
 
 
 def describe_batch(cfg: Config, world_size: int) -> str:
-    """How many images per iteration takes and the learning rate for them, and how that compares with the recipe."""
+    """How many images an iteration takes and the learning rate for them, and how that compares with the recipe."""
     batch_size = cfg.train_dataloader.get('batch_size', 1)
     images, scaling = world_size * batch_size, cfg.get('auto_scale_lr') or {}
     recipe, scaled = scaling.get('base_batch_size'), scaling.get('enable', False)

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ..evaluation.record import class_iou, count_confusion, mean_of_known
+from ..models.calibration import preprocess
 from ..models.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
 from .images import Images
@@ -137,7 +137,7 @@ def inputs_of(segmentor: FastEncoderDecoder, part: str, image: np.ndarray) -> np
     """What an exported segmentor or backbone takes, (1, 3, H, W), of an image (H, W, 3) in BGR."""
     if part == 'segmentor':
         return np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
-    return _preprocess(segmentor, image).numpy()
+    return preprocess(segmentor, image).numpy()
 
 
 def _verify_segmentor(model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Images) -> Agreement:
@@ -186,7 +186,7 @@ def _count(segmentor: FastEncoderDecoder, truth: np.ndarray, best: Tensor, label
 def _verify_backbone(model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Images) -> Agreement:
     error = 0.0
     for image in images.images:
-        inputs = _preprocess(segmentor, cv2.resize(image, size[::-1]))
+        inputs = preprocess(segmentor, cv2.resize(image, size[::-1]))
         saved = model(inputs.numpy())
         with torch.no_grad():
             features = segmentor.backbone(inputs)
@@ -204,16 +204,10 @@ def _distance(saved: np.ndarray, expected: Tensor) -> float:
     return float((saved - expected).abs().max())
 
 
-def _preprocess(segmentor: FastEncoderDecoder, image: np.ndarray) -> Tensor:
-    """What mmseg makes of an image (H, W, 3) in BGR before the network sees it: (1, 3, H, W)."""
-    inputs = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return segmentor.data_preprocessor(dict(inputs=[inputs], data_samples=[SegDataSample()]))['inputs']
-
-
 @torch.no_grad()
 def _reference(segmentor: FastEncoderDecoder, image: np.ndarray) -> tuple[Tensor, Tensor]:
     """The logits of the network (1, C, h, w), and as mmseg resizes them to the image, (1, C, H, W)."""
-    inputs = _preprocess(segmentor, image)
+    inputs = preprocess(segmentor, image)
     shape = tuple(inputs.shape[2:])
     scores = segmentor.encode_decode(inputs, [dict(img_shape=shape, pad_shape=shape, ori_shape=shape)])
     return segmentor.network(inputs), scores

@@ -1,4 +1,4 @@
-"""Images as a network takes them, for an engine that computes in eight bits."""
+"""Images as a network takes them, and those of a folder for an engine that computes in eight bits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 from mmseg.structures import SegDataSample
+from torch import Tensor
 
 from ..runtimes.calibration import Calibration, check_patterns, choose_images, images_in
 from ..runtimes.capture import LEAST, STRIDE
@@ -15,6 +16,12 @@ from .deployable_model import DeployableModel
 
 SIDE = 224
 """Pixels of the short side of an image for a network that has no size of its own, as classifiers."""
+
+
+def preprocess(model: DeployableModel, image: np.ndarray) -> Tensor:
+    """What mmseg makes of an image (H, W, 3) in BGR before the network sees it: (1, 3, H, W)."""
+    inputs = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return model.data_preprocessor(dict(inputs=[inputs], data_samples=[SegDataSample()]))['inputs']
 
 
 def find_calibration(model: DeployableModel, folder: str, keep_float: Sequence[str]) -> Calibration:
@@ -36,8 +43,6 @@ def find_calibration(model: DeployableModel, folder: str, keep_float: Sequence[s
         image = read_image(path)
         scale = side / min(image.shape[:2])
         height, width = (max(round(length * scale / STRIDE) * STRIDE, LEAST) for length in image.shape[:2])
-        pixels = np.ascontiguousarray(cv2.resize(image, (width, height)).transpose(2, 0, 1))
-        batch = dict(inputs=[torch.from_numpy(pixels)], data_samples=[SegDataSample()])
-        return model.data_preprocessor(batch)['inputs'].numpy()
+        return preprocess(model, cv2.resize(image, (width, height))).numpy()
 
     return Calibration(named, images, load, keep_float)

@@ -184,7 +184,7 @@ def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pix
     best = labels = None
     for group in classes.split(GROUP):
         # Always as many maps: for three, PyTorch rounds differently.
-        filled = group[torch.arange(GROUP, device=group.device).clamp(max=len(group) - 1)]
+        filled = group[torch.arange(GROUP).clamp(max=len(group) - 1)]
         for index, values in zip(group, resize_all(logits[filled], steps)):
             values = values[pixels] if pixels else values
             if best is None:
@@ -355,9 +355,9 @@ def _chunks(counts: Sequence[int], most: int) -> Iterator[slice]:
 
 def _rank_by_rank(pairs: Tensor, counts: Sequence[int]) -> Tensor:
     """Pairs (P, 2) of tile and class, sorted by tile, to (2, P): the first class of every tile, then the second, ..."""
-    counts = torch.tensor(counts).to(pairs.device)
+    counts = torch.tensor(counts)
     first = counts.cumsum(0) - counts
-    rank = torch.arange(len(pairs), device=pairs.device) - first[pairs[:, 0]]
+    rank = torch.arange(len(pairs)) - first[pairs[:, 0]]
     return pairs[rank.argsort(stable=True)].T
 
 
