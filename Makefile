@@ -33,7 +33,7 @@ demo: setup $(SCENES)
 	@echo "Pictures of image | truth | prediction: $(DEMO)/pictures"
 
 # Two processes, a file of tests at a time: what a file prepares is prepared once.
-TEST := $(RUN) -m pytest -n 2 --dist loadfile
+TEST := $(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test: setup
 	$(TEST)
