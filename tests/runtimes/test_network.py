@@ -369,6 +369,32 @@ def test_bfloat16_without_instructions_for_it():
             Deployment(engine='openvino', precision='bf16')
 
 
+OPENED_AND_CLOSED = """
+import gc, os, signal, sys
+from pathlib import Path
+import torch
+from projects.recnext.recnext.runtimes.onnx import write_network
+from projects.recnext.recnext.runtimes.openvino import OpenVinoEngine
+
+write_network(torch.export.export(torch.nn.Conv2d(3, 4, 3).eval(), (torch.rand(1, 3, 8, 8),)), Path())
+signal.signal(signal.SIGUSR1, lambda *_: print('handled'))
+networks = [OpenVinoEngine().open(Path(), 'fp32') for _ in range(3)]
+while networks:
+    del networks[0]
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_networks_of_openvino_are_closed(tmp_path):
+    """In the order in which they were opened, as when an engine is chosen anew: it left signals no stack to run on."""
+    needs('openvino')
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, '-c', OPENED_AND_CLOSED]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, 'handled\n'), result.stderr
+
+
 # --- Segmentors ---
 
 

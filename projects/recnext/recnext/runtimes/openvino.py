@@ -17,6 +17,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ..utils.errors import UserError
+from ..utils.signals import kept_signal_stack
 from .calibration import Calibration
 from .engine import Network
 from .onnx import FILE, module_of, write_network
@@ -54,6 +55,7 @@ class OpenVinoEngine:
         if calibration is not None:
             _quantize(folder, calibration)
 
+    @kept_signal_stack()
     def open(self, folder: Path, precision: str) -> Network:
         import openvino
 
@@ -73,6 +75,7 @@ class OpenVinoEngine:
         return run
 
 
+@kept_signal_stack()
 def _quantize(folder: Path, calibration: Calibration) -> None:
     """Put a network in 8 bits in the place of the written one.
 

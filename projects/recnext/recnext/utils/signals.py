@@ -1,8 +1,10 @@
-"""Signals that ask a long piece of work to stop in good order."""
+"""Signals that ask a long piece of work to stop in good order, and the stack that handlers of signals run on."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -53,3 +55,28 @@ def _end_for_parent(parent: int) -> None:
         heard = signal.sigwaitinfo(STOPPING)
         if heard.si_signo == signal.SIGTERM and heard.si_pid == parent:
             os._exit(0)
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of ``signal.h``."""
+
+    _fields_ = (('ss_sp', ctypes.c_void_p), ('ss_flags', ctypes.c_int), ('ss_size', ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """After the block this thread handles signals on the stack that it handled them on before.
+
+    For OpenVINO (2026.4). On Linux each plugin of its gives the thread a stack of its own, and takes it away again by
+    putting back the one that was there before, which may be that of another plugin, freed by then. The next signal,
+    such as Ctrl-C or the end of a child process, would be a segmentation fault.
+    """
+    if sys.platform != 'linux':
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
