@@ -231,6 +231,24 @@ def test_a_spoiled_entry_counts_as_none_and_is_replaced(entry, tmp_path, spoil):
     assert not [path for path in entry.folder.parent.iterdir() if path.name.startswith('.')]
 
 
+def test_what_was_not_used_for_long_makes_way(tmp_path, monkeypatch):
+    made = tmp_path / 'made'
+    made.mkdir()
+    (made / 'network.onnx').write_bytes(bytes(1000))
+    kept = [Entry(tmp_path / 'engines' / name, dict(name=name)) for name in 'abc']
+    for age, entry in enumerate(kept):
+        assert entry.keep(made)
+        os.utime(entry.folder / 'entry.json', times=(age, age))
+    kept[0].note_use()
+    monkeypatch.setattr(cache_module, 'MOST_BYTES', 4000)
+    newest = Entry(tmp_path / 'engines' / 'd', dict(name='d'))
+    assert newest.keep(made)
+    assert [entry.is_whole() for entry in [*kept, newest]] == [True, False, True, True]
+    monkeypatch.setattr(cache_module, 'MOST_BYTES', 10)  # one that is larger than all is kept alone
+    assert kept[1].keep(made)
+    assert entries(tmp_path / 'engines') == [kept[1].folder]
+
+
 def test_a_spoiled_network_is_made_anew(folder, monkeypatch):
     converted()(smooth_images(1))
     (place,) = entries(folder)

@@ -1,7 +1,8 @@
-"""Converted networks on disk: whole, checked when they are read, and made by one process at a time."""
+"""Converted networks on disk: whole, checked when they are read, made by one process at a time, and not for ever."""
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from ..utils.files import sha256_of, written_beside
 
 RECORD = 'entry.json'
 """The file of an entry that says what it was made of, and has the SHA-256 of the others."""
+
+MOST_BYTES = 8 << 30
+"""Of all entries together. Those that were not used for the longest time make way for a new one."""
 
 
 class Entry:
@@ -44,6 +48,11 @@ class Entry:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
+    def note_use(self) -> None:
+        """It is in use, and will be among the last that make way."""
+        with contextlib.suppress(OSError):  # a cache that is shared and cannot be written
+            os.utime(self.folder / RECORD)
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from making the same entry; where nothing can be written there is nothing to keep."""
@@ -66,7 +75,22 @@ class Entry:
         except UserError as error:
             print_log(f'The converted network is not kept, and is made again next time: {error}', logger='current')
             return False
+        self._make_room()
         return True
+
+    def _make_room(self) -> None:
+        """Remove what was not used for the longest time until the rest takes no more than :data:`MOST_BYTES`.
+
+        Who has a network open keeps it: its files are gone from the folder, not from under the one who reads them.
+        """
+        left = MOST_BYTES
+        with contextlib.suppress(OSError):  # another process removes as well
+            records = sorted(self.folder.parent.glob(f'*/{RECORD}'), key=lambda path: path.stat().st_mtime)
+            for record in reversed(records):
+                left -= sum(path.stat().st_size for path in record.parent.iterdir())
+                if left < 0 and record.parent != self.folder:
+                    print_log(f'{record.parent} makes way for newer networks.', logger='current')
+                    Entry(record.parent, {})._make_way()
 
     def _make_way(self) -> None:
         """Remove what is there: a folder is not replaced in one step."""

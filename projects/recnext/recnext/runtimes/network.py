@@ -155,6 +155,7 @@ class ConvertedNetwork:
                 try:
                     network = self.engine.open(entry.folder, self.precision)
                     self._verify(network, images)
+                    entry.note_use()
                     return network
                 except Exception as error:  # as above
                     print_log(f'What was kept for {self.name} is of no use: {first_line(error)}', logger='current')
