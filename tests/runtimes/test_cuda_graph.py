@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.segmentors import pair, recnext_cfg
-from helpers.tools import run_tool
+from helpers.tools import assert_user_error, run_tool
 
 from projects.recnext.recnext.models.deploy import Deployment, deploy
 from projects.recnext.recnext.runtimes import cuda_graph
@@ -78,9 +78,12 @@ def test_of_too_many_sizes_the_one_used_longest_ago_goes(stream):
     assert kept == {*range(MOST_GRAPHS), 99} - {1}
 
 
-def test_a_cpu_is_refused(tiny, tmp_path):
+def test_without_a_gpu_it_is_refused(monkeypatch, tiny, tmp_path):
+    config, checkpoint = tiny
+    if not torch.cuda.is_available():
+        result = run_tool('test', config, checkpoint, '--work-dir', tmp_path / 'work', '--engine', 'cudagraph')
+        assert_user_error(result, 'cudagraph runs on an NVIDIA GPU, and PyTorch finds none here', '--engine torch')
+        assert not (tmp_path / 'work').exists()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     with pytest.raises(UserError, match='cudagraph runs on an NVIDIA GPU, and the network is on cpu'):
         deploy(pair(recnext_cfg(5))[1], Deployment(engine='cudagraph'))
-    config, checkpoint = tiny
-    result = run_tool('infer', config, checkpoint, tmp_path, '--engine', 'cudagraph', '--device', 'cpu')
-    assert result.returncode == 1 and 'Traceback' not in result.stderr

@@ -11,9 +11,9 @@ import pytest
 import torch
 from helpers.reference import config_of
 from helpers.segmentors import MEAN, SIZE, STD, head_logits, pair, raw_images, recnext_cfg
-from helpers.tools import run_tool
+from helpers.tools import assert_user_error, run_tool
 
-from projects.recnext.recnext.models.calibration import find_calibration
+from projects.recnext.recnext.models.calibration import calibration_of
 from projects.recnext.recnext.models.deploy import Deployment, deploy
 from projects.recnext.recnext.runtimes import network as network_module
 from projects.recnext.recnext.runtimes import openvino as openvino_module
@@ -178,7 +178,16 @@ def test_folders_and_patterns_that_are_wrong(tmp_path, monkeypatch, photos, fold
     monkeypatch.chdir(tmp_path)
     Path('empty').mkdir()
     with pytest.raises(UserError, match=message):
-        find_calibration(pair(recnext_cfg(19))[1], photos if folder == 'photos' else folder, keep_float)
+        calibration_of(pair(recnext_cfg(19))[1], photos if folder == 'photos' else folder, keep_float)
+
+
+@pytest.mark.usefixtures('nncf')
+def test_a_wrong_folder_is_said_before_anything_is_written(tiny, tmp_path):
+    config, checkpoint = tiny
+    options = ['--engine', 'openvino', '--precision', 'int8', '--calibrate', tmp_path / 'none']
+    result = run_tool('test', config, checkpoint, '--work-dir', tmp_path / 'work', *options)
+    assert_user_error(result, '--calibrate takes a folder of images', f'{tmp_path / "none"} is none')
+    assert not (tmp_path / 'work').exists()
 
 
 def test_at_most_so_many_images_and_the_same_every_time():
@@ -189,7 +198,7 @@ def test_at_most_so_many_images_and_the_same_every_time():
 
 
 def test_images_are_as_the_network_takes_them(photos):
-    calibration = find_calibration(pair(recnext_cfg(19))[1], photos, ())
+    calibration = calibration_of(pair(recnext_cfg(19))[1], photos, ())
     assert len(calibration) == 9 and 'few' in str(calibration)
     for inputs in calibration:
         assert inputs.shape[:2] == (1, 3) and min(inputs.shape[2:]) == 224 and inputs.shape[2] % 32 == 0

@@ -24,7 +24,7 @@ def preprocess(model: DeployableModel, image: np.ndarray) -> Tensor:
     return model.data_preprocessor(dict(inputs=[inputs], data_samples=[SegDataSample()]))['inputs']
 
 
-def find_calibration(model: DeployableModel, folder: str, keep_float: Sequence[str]) -> Calibration:
+def calibration_of(model: DeployableModel, folder: str, keep_float: Sequence[str]) -> Calibration:
     """The images of a folder, their short sides as long as those of the crops of training, normalised.
 
     Args:

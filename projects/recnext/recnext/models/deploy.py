@@ -3,11 +3,13 @@
 import copy
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..runtimes.calibration import images_in
 from ..utils.device import SLOW_IN_16_BITS, lacks_half_precision
 from ..utils.errors import UserError
 from .deployable_model import FUSE, DeployableModel
@@ -39,7 +41,8 @@ class Deployment:
         keep_float: Patterns of names of modules that stay in floating point in ``'int8'``.
 
     Raises:
-        UserError: another word, an engine that does not compute in this precision, or one that is not installed.
+        UserError: another word, an engine that does not compute in this precision, or one whose packages or GPU are
+            not here, or a folder to calibrate on that holds no images.
     """
 
     fuse: str = 'all'
@@ -56,6 +59,10 @@ class Deployment:
                 raise UserError(f'{name} is {word!r}; expected one of {", ".join(known)}.')
         if self.in_torch and self.precision == 'int8':
             raise UserError('PyTorch does not compute in 8 bits here. Use --engine openvino.')
+        if self.engine == 'cudagraph' and not torch.cuda.is_available():
+            raise UserError(
+                'The engine cudagraph runs on an NVIDIA GPU, and PyTorch finds none here.\n  Use --engine torch.'
+            )
         if not self.in_torch:
             from ..runtimes.network import check_engine
 
@@ -64,6 +71,8 @@ class Deployment:
             raise UserError('int8 needs a folder with some hundred images like those to come: --calibrate FOLDER')
         if self.precision != 'int8' and (self.calibrate is not None or self.keep_float):
             raise UserError(f'--calibrate and --keep-float are for --precision int8; found {self.precision}.')
+        if self.calibrate is not None:
+            images_in(Path(self.calibrate))
 
     @property
     def whole(self) -> bool:
@@ -115,11 +124,11 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
         model.network = GraphedNetwork(model.network)
     elif not deployment.in_torch:
         from ..runtimes.network import ConvertedNetwork
-        from .calibration import find_calibration
+        from .calibration import calibration_of
 
         calibration = None
         if deployment.precision == 'int8':
-            calibration = find_calibration(model, deployment.calibrate, deployment.keep_float or ())
+            calibration = calibration_of(model, deployment.calibrate, deployment.keep_float or ())
         model.network = ConvertedNetwork(Logits(model), deployment.engine, deployment.precision, calibration)
 
 
