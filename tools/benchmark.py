@@ -1,4 +1,4 @@
-"""Test a segmentor as mmseg does and as this project does, alternately: speed by stage, memory, agreement."""
+"""Test a model as mmseg or mmpretrain does and as this project does, alternately: speed by stage, memory, agreement."""
 
 from _cli import run_tool
 

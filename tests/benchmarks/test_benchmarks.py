@@ -1,6 +1,7 @@
 """The benchmarks, as commands: what they report, not how fast anything is."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from projects.recnext.recnext.benchmarks.measurement import NETWORK, STAGES, con
 from projects.recnext.recnext.benchmarks.testing import benchmark
 from projects.recnext.recnext.benchmarks.training import benchmark_training
 from projects.recnext.recnext.cli.main import main
+from projects.recnext.recnext.datasets.samples.objects import write_objects
 from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.models.deploy import Deployment
 from projects.recnext.recnext.utils.errors import UserError
 
 
@@ -22,6 +25,17 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp('benchmark')
     write_dataset(folder / 'data', training=2, validation=3)
     return write_tiny_config(folder, folder / 'data')
+
+
+CLASSIFIER = 'recnext-m0_1xb32-5e_sample-objects-64x64'
+
+
+@pytest.fixture(scope='module')
+def objects(tmp_path_factory) -> str:
+    """A dataset of single objects."""
+    folder = tmp_path_factory.mktemp('benchmark') / 'objects'
+    write_objects(folder, training=1, validation=1)
+    return str(folder)
 
 
 def test_the_report_of_the_comparison(tiny, tmp_path, full, monkeypatch, capfd):
@@ -50,6 +64,26 @@ def test_the_report_of_the_comparison(tiny, tmp_path, full, monkeypatch, capfd):
     assert stock['backbone'] == folded['backbone'] > 0
     with Image.open(tmp_path / 'benchmark.png') as picture:
         assert picture.width > 500
+
+
+def test_a_classifier_is_compared_with_mmpretrain(objects, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(measurement, 'contenders', lambda *_: {'mmpretrain': None, 'ours': Deployment()})
+    benchmark(CLASSIFIER, data_root=objects, work_dir=str(tmp_path / 'work'), images=3, rounds=1)
+    report = json.loads((tmp_path / 'work' / 'benchmark.json').read_text())
+    said = capfd.readouterr().out
+    for name in ('mmpretrain', 'ours'):
+        contender = report['contenders'][name]
+        assert re.search(rf'{name} +0 of 3 images different, top1 {contender["top1"]:.2f}', said)
+        assert (contender['different_images'], contender['images']) == (0, 3)
+        assert all(contender['milliseconds'][stage] > 0 for stage in ('load', 'backbone', 'head', 'metric'))
+        assert contender['logit_error'] < 1e-5 and contender['gflop']['backbone'] > 0
+
+
+@pytest.mark.parametrize('option', [dict(sweep=True), dict(copies_at=(64, 64))])
+def test_options_of_segmentors(objects, tmp_path, option):
+    with pytest.raises(UserError, match='--copies-at and --sweep are for segmentors'):
+        benchmark(CLASSIFIER, data_root=objects, work_dir=str(tmp_path / 'work'), **option)
+    assert not (tmp_path / 'work').exists()
 
 
 @pytest.mark.parametrize(

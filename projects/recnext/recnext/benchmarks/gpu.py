@@ -24,7 +24,7 @@ from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
 from ..datasets.listing import leaves
-from ..engine.config import TRAINING_KEYS
+from ..engine.config import TRAINING_KEYS, load_segmentor_config
 from ..engine.runner import build_runner, run_on
 from ..models.deploy import DTYPES, Deployment
 from ..utils.device import AUTO, describe_device, find_device, out_of_memory, single_precision, synchronize
@@ -33,7 +33,7 @@ from ..utils.files import make_folder
 from ..utils.memory import can_tell_peak, peak_memory, reset_peak
 from .gpu_tables import draw_measurements, format_measurements
 from .measurement import FAST, STAGES, STOCK, Trial, build_contender, copies_at, initial_weights, measure_peak
-from .testing import load_comparable, write_results
+from .testing import prepare_comparison, write_results
 from .training import COMPILED_WAYS, WAYS, measure_training
 
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
@@ -177,7 +177,8 @@ def benchmark_gpu(
     """
     session, plan = Session(seconds), TINY if tiny else FULL
     where = find_device(device)
-    cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
+    cfg = load_segmentor_config(config, cfg_options)
+    checkpoint = prepare_comparison(cfg, config, checkpoint, work_dir, data_root)
     shrink(cfg, plan)
     make_folder(cfg.work_dir)
     init_default_scope('mmseg')

@@ -1,4 +1,4 @@
-"""Whole segmentors, mmseg's own and this project's, measured alternately on the same images in one run."""
+"""Whole models, mmseg's or mmpretrain's own and this project's, measured alternately on the same images in one run."""
 
 import contextlib
 import multiprocessing
@@ -13,17 +13,20 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.structures import BaseDataElement
 from mmengine.utils import import_modules_from_strings
 from mmseg.evaluation import IoUMetric
 from mmseg.models import EncoderDecoder
-from mmseg.registry import DATASETS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..engine.config import is_segmentor
 from ..models.builder import build_without_weights
 from ..models.deploy import Deployment, deploy
+from ..models.deployable_model import DeployableModel
 from ..models.segmentor import FastEncoderDecoder
 from ..utils.device import lacks_half_precision
 from ..utils.errors import UserError
@@ -37,12 +40,15 @@ STAGES = ('load', 'prepare', *NETWORK, 'engine', 'labels', 'metric', 'rest')
 """Where the time of an image goes.
 
 ``prepare``: to the device, and normalised; ``engine``: the network, where its parts cannot be told apart;
-``labels``: from the head's logits to the label map; ``rest``: such as labels back to the CPU.
+``labels``: from the head's logits to the labels; ``rest``: such as labels back to the CPU.
 """
 
 STOCK = 'mmseg'
 FAST = 'ours'
-"""The two between which the ratios are; the others are variations of the second."""
+"""The two between which the ratios are; the others are variations of the second. For classifiers the first is
+:data:`STOCK_CLASSIFIER`."""
+
+STOCK_CLASSIFIER = 'mmpretrain'
 
 WARMUP = 1
 MEMORY_IMAGES = 3
@@ -53,7 +59,7 @@ PEAK_SIZE = 1536
 
 
 def contenders(
-    device: torch.device, engines: Sequence[str] = (), calibrate: str | None = None
+    device: torch.device, engines: Sequence[str] = (), calibrate: str | None = None, stock: str = STOCK
 ) -> dict[str, Deployment | None]:
     """Names and forms to run the network in; mmseg's own is none of ours.
 
@@ -61,12 +67,13 @@ def contenders(
         device: Where it runs. Without instructions for 16 bits, it runs in 32 alone.
         engines: To be measured as well, in each precision of floating point that they have here.
         calibrate: Folder of images with which OpenVINO computes in 8 bits, too.
+        stock: What the others are compared with.
 
     Raises:
         UserError: one of them cannot run here.
     """
     ways = {
-        STOCK: None,
+        stock: None,
         FAST: Deployment(),
         'ours, norms only': Deployment('norms'),
     }
@@ -83,50 +90,55 @@ def contenders(
 
 
 def build_contender(cfg: Config, weights: dict[str, Tensor], way: Deployment | None, device: torch.device) -> nn.Module:
-    """The segmentor of a config, as mmseg has it or as ours.
+    """The model of a config, as mmseg or mmpretrain has it or as ours.
 
     Args:
-        cfg: With a ``model`` of a type that derives from FastEncoderDecoder.
+        cfg: With a ``model`` of a type that derives from :class:`.DeployableModel`.
         weights: Under the names of that model.
-        way: None for mmseg's, or as in :func:`contenders`.
+        way: None for theirs, or as in :func:`contenders`.
         device: Where it runs.
     """
-    segmentor = build_without_weights(cfg.model, **({} if way else dict(type='EncoderDecoder')))
-    segmentor.load_state_dict(weights)
-    segmentor.to(device).eval()
+    theirs = dict(type='EncoderDecoder' if is_segmentor(cfg) else 'ImageClassifier')
+    model = build_without_weights(cfg.model, **({} if way else theirs))
+    model.load_state_dict(weights)
+    model.to(device).eval()
     if way:
         keep_freed_memory()  # as the tools do
-        deploy(segmentor, way)
-    return segmentor
+        deploy(model, way)
+    return model
 
 
 def initial_weights(cfg: Config, checkpoint: str | None) -> dict[str, Tensor]:
     """Of a checkpoint that fits the config, or random ones."""
     torch.manual_seed(0)
-    segmentor = build_without_weights(cfg.model)
+    model = build_without_weights(cfg.model)
     if checkpoint:
-        return segmentor.fit(read_checkpoint(checkpoint))
-    segmentor.init_weights()
-    return segmentor.state_dict()
+        return model.fit(read_checkpoint(checkpoint))
+    model.init_weights()
+    return model.state_dict()
 
 
-def parts(segmentor: EncoderDecoder) -> dict[str, nn.Module]:
+def parts(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of the network by name, as in :data:`NETWORK`; a neck need not be there."""
-    return FastEncoderDecoder.parts(segmentor)
+    if isinstance(model, DeployableModel):
+        return model.parts()
+    if isinstance(model, EncoderDecoder):
+        return FastEncoderDecoder.parts(model)
+    return {name: getattr(model, name) for name in NETWORK}
 
 
-def watch(segmentor: nn.Module, stopwatch: Stopwatch, whole: bool) -> None:
-    """Count the parts of a segmentor; where they cannot be told apart, the whole network.
+def watch(model: nn.Module, stopwatch: Stopwatch, whole: bool) -> None:
+    """Count the parts of a model; where they cannot be told apart, the whole network.
 
     It is the forward methods that are counted, as mmseg's heads call their own past the hooks.
     """
     if whole:
-        segmentor.network = stopwatch.timed('engine', segmentor.network)
+        model.network = stopwatch.timed('engine', model.network)
     else:
-        for name, part in parts(segmentor).items():
+        for name, part in parts(model).items():
             part.forward = stopwatch.timed(name, part.forward)
-    segmentor.predict = stopwatch.timed('predict', segmentor.predict)
-    segmentor.test_step = stopwatch.timed('step', segmentor.test_step)
+    model.predict = stopwatch.timed('predict', model.predict)
+    model.test_step = stopwatch.timed('step', model.test_step)
 
 
 def measure(
@@ -147,7 +159,8 @@ def measure(
         the peak of the network alone and what prediction adds to it; ``process_mb``, the peak of the whole process when
         it tests (Linux) or of the accelerator's allocator; ``start_seconds`` from weights in memory to the first
         logits, in which an engine converts the network or finds it in its cache; ``logit_error``, root mean square
-        over that of mmseg's logits, for the first image; ``gflop`` and ``parameters`` by part.
+        over that of mmseg's logits, for the first image; ``gflop`` and ``parameters`` by part. For classifiers,
+        with mmpretrain for mmseg, ``top1`` for ``mIoU``, and ``different_images`` of all ``images``.
 
     Raises:
         UserError: a contender's process died.
@@ -170,8 +183,9 @@ def measure(
             theirs.close()  # or the end of the process would not be heard
             results[name], labels, logits = hear(name)
             stock = stock or (labels, logits)
-            results[name]['different_pixels'] = sum(int((a != b).sum()) for a, b in zip(labels, stock[0]))
-            results[name]['pixels'] = sum(a.size for a in labels)
+            counted = 'pixels' if is_segmentor(cfg) else 'images'
+            results[name][f'different_{counted}'] = sum(int((a != b).sum()) for a, b in zip(labels, stock[0]))
+            results[name][counted] = sum(a.size for a in labels)
             results[name]['logit_error'] = float(np.linalg.norm(logits - stock[1]) / np.linalg.norm(stock[1]))
         readings = {name: [] for name in connections}
         for _ in range(WARMUP + rounds):
@@ -199,30 +213,30 @@ def _compete(
     """The process of one contender: says what it is, then tests the images once for every message."""
     cfg, device = Config(cfg), torch.device(device)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
-    init_default_scope('mmseg')
+    init_default_scope(cfg.default_scope)
     MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     sample = dataset[0]
     began = perf_counter()
-    segmentor = build_contender(cfg, weights, way, device)
-    segmentor(_batch_inputs(segmentor, sample))
+    model = build_contender(cfg, weights, way, device)
+    model(_batch_inputs(model, sample))
     started = perf_counter()
     whole = way is not None and way.whole
     facts = dict(
         start_seconds=started - began,
         # An engine has memory of its own, and counts no operations.
-        memory_mb=None if whole else measure_memory(segmentor, dataset, device),
-        parameters=count_parameters(segmentor),
-        gflop=None if whole else count_gflop(segmentor, dataset),
+        memory_mb=None if whole else measure_memory(model, dataset, device),
+        parameters=count_parameters(model),
+        gflop=None if whole else count_gflop(model, dataset),
     )
-    trial = Trial(segmentor, dataset, device, whole)
+    trial = (Trial if is_segmentor(cfg) else ClassifierTrial)(model, dataset, device, whole)
     images = min(images, len(dataset))
     if can_tell_peak(device):
         reset_peak(device)
     labels = [trial.test([index])[0] for index in range(images)]
     facts['process_mb'] = peak_memory(device) if can_tell_peak(device) else None
-    facts['mIoU'] = float(trial.metric.evaluate(images)['mIoU'])
-    logits = segmentor(_batch_inputs(segmentor, dataset[0])).float().cpu().numpy()
+    facts |= trial.score()
+    logits = model(_batch_inputs(model, dataset[0])).float().cpu().numpy()
     connection.send((facts, labels, logits))
     while connection.recv():
         connection.send([trial.time([index]) for index in range(images)])
@@ -240,7 +254,7 @@ class Trial:
 
     def __init__(self, segmentor: nn.Module, dataset: Sequence[dict], device: torch.device, whole: bool) -> None:
         self.segmentor, self.dataset = segmentor, dataset
-        self.metric = IoUMetric(iou_metrics=['mIoU'])
+        self.metric = self.make_metric()
         self.metric.dataset_meta = dataset.metainfo
         self.stopwatch = Stopwatch(device)
         watch(segmentor, self.stopwatch, whole)
@@ -248,11 +262,23 @@ class Trial:
         self._process = self.stopwatch.timed('metric', self.metric.process)
 
     def test(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """The label maps (H, W) of some images, tested as one batch; the metric has counted them."""
+        """The labels of some images, tested as one batch: maps (H, W); the metric has counted them."""
         batch = _batch_of(*map(self._load, indices))
         predictions = self.segmentor.test_step(batch)
         self._process(batch, [prediction.to_dict() for prediction in predictions])
-        return [prediction.pred_sem_seg.data[0].cpu().short().numpy() for prediction in predictions]
+        return [self.labels_in(prediction).cpu().short().numpy() for prediction in predictions]
+
+    @staticmethod
+    def make_metric() -> BaseMetric:
+        return IoUMetric(iou_metrics=['mIoU'])
+
+    @staticmethod
+    def labels_in(prediction: BaseDataElement) -> Tensor:
+        return prediction.pred_sem_seg.data[0]
+
+    def score(self) -> dict[str, float]:
+        """Of all images that were tested so far, in per cent."""
+        return dict(mIoU=float(self.metric.evaluate(len(self.metric.results))['mIoU']))
 
     def time(self, indices: Sequence[int]) -> dict[str, float]:
         """Seconds of a batch: under ``image`` all of it, and those of :data:`STAGES`."""
@@ -266,19 +292,36 @@ class Trial:
         return seconds
 
 
-def count_parameters(segmentor: nn.Module) -> dict[str, int]:
+class ClassifierTrial(Trial):
+    """As :class:`Trial`; the label of an image is a single one, (1,)."""
+
+    @staticmethod
+    def make_metric() -> BaseMetric:
+        from mmpretrain.evaluation import Accuracy
+
+        return Accuracy(topk=1)
+
+    @staticmethod
+    def labels_in(prediction: BaseDataElement) -> Tensor:
+        return prediction.pred_label
+
+    def score(self) -> dict[str, float]:
+        return dict(top1=float(self.metric.evaluate(len(self.metric.results))['accuracy/top1']))
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
     """By part of the network."""
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts(segmentor).items()}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts(model).items()}
 
 
 @torch.no_grad()
-def count_gflop(segmentor: nn.Module, dataset: Sequence[dict]) -> dict[str, float]:
+def count_gflop(model: nn.Module, dataset: Sequence[dict]) -> dict[str, float]:
     """Multiplications and additions, in 1e9, of the convolutions and matrix products for the first image."""
     with FlopCounterMode(display=False) as counter:
-        segmentor(_batch_inputs(segmentor, dataset[0]))
+        model(_batch_inputs(model, dataset[0]))
     counts = counter.get_flop_counts()
     of = {
-        part: sum(counts[f'{type(segmentor).__name__}.{part}'].values()) for part in parts(segmentor) if part != 'head'
+        part: sum(counts.get(f'{type(model).__name__}.{part}', {}).values()) for part in parts(model) if part != 'head'
     }
     # Heads call themselves past the counter's hooks.
     of['head'] = counter.get_total_flops() - sum(of.values())
@@ -310,23 +353,23 @@ def _batch_of(*samples: dict) -> dict:
     return {key: [sample[key] for sample in samples] for key in ('inputs', 'data_samples')}
 
 
-def _batch_inputs(segmentor: nn.Module, sample: dict) -> Tensor:
-    return segmentor.data_preprocessor(_batch_of(sample))['inputs']
+def _batch_inputs(model: nn.Module, sample: dict) -> Tensor:
+    return model.data_preprocessor(_batch_of(sample))['inputs']
 
 
 @torch.no_grad()
-def measure_memory(segmentor: nn.Module, dataset: Sequence[dict], device: torch.device) -> dict[str, float] | None:
+def measure_memory(model: nn.Module, dataset: Sequence[dict], device: torch.device) -> dict[str, float] | None:
     """Peak memory in MB: of the network alone, and what prediction adds; None where the system does not tell."""
     if not can_tell_peak(device):
         return None
     samples = [dataset[index] for index in range(min(MEMORY_IMAGES, len(dataset)))]
-    inputs = [_batch_inputs(segmentor, sample) for sample in samples]
+    inputs = [_batch_inputs(model, sample) for sample in samples]
     before = reset_peak(device)
     for images in inputs:
-        segmentor(images)
+        model(images)
     network = peak_memory(device)
     for sample in samples:
-        segmentor.test_step(_batch_of(sample))
+        model.test_step(_batch_of(sample))
     return dict(network=network - before, prediction_adds=peak_memory(device) - network)
 
 

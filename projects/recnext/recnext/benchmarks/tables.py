@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .measurement import FAST, NETWORK, STAGES, STOCK
+from .measurement import FAST, NETWORK, STAGES, STOCK, STOCK_CLASSIFIER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STAGE_COLOURS = ('#9aa5b1', '#c3cad2', '#2b6cb0', '#63a4dd', '#a8d1f5', '#4a90c2', '#dd6b20', '#718096', '#e2e8f0')
+
+
+def stock_in(contenders: dict) -> str:
+    """What the others are compared with."""
+    return STOCK if STOCK in contenders else STOCK_CLASSIFIER
 
 
 def format_results(results: dict) -> str:
@@ -25,7 +30,7 @@ def _machine(results: dict) -> Iterator[str]:
 
 
 def _images(results: dict) -> Iterator[str]:
-    stock = results['contenders'][STOCK]
+    stock = results['contenders'][stock_in(results['contenders'])]
     yield f'{"ms per image":<24}' + ''.join(f'{stage:>9}' for stage in STAGES) + ' images/s  ratio'
     for name, result in results['contenders'].items():
         times = (result['milliseconds'][stage] for stage in STAGES)
@@ -34,9 +39,10 @@ def _images(results: dict) -> Iterator[str]:
         yield f'{name:<24}{shown}{result["images_per_second"]:9.2f}{ratio:7.2f}'
     yield ''
     for name, result in results['contenders'].items():
+        counted, score = ('pixels', 'mIoU') if 'mIoU' in result else ('images', 'top1')
         yield (
-            f'{name:<24}{result["different_pixels"]:9} of {result["pixels"]} pixels different, '
-            f'mIoU {result["mIoU"]:.2f}, logits off by {result["logit_error"]:.1e}'
+            f'{name:<24}{result[f"different_{counted}"]:9} of {result[counted]} {counted} different, '
+            f'{score} {result[score]:.2f}, logits off by {result["logit_error"]:.1e}'
         )
     yield ''
     fast = results['contenders'][FAST]['milliseconds']
@@ -69,7 +75,7 @@ def _memory(results: dict) -> Iterator[str]:
 def _gflop(results: dict) -> Iterator[str]:
     peak = results['machine']['peak_gflops']
     yield f'Large convolutions and matrix products reach {peak:.0f} GFLOP/s here. The network in single precision:'
-    for name in (STOCK, FAST):
+    for name in (stock_in(results['contenders']), FAST):
         result = results['contenders'][name]
         for part, gflop in result['gflop'].items():
             speed = gflop / result['milliseconds'][part] * 1e3
@@ -114,7 +120,7 @@ def _draw_stages(axes: 'Axes', contenders: dict) -> None:
         axes.barh(names, widths, left=left, color=colour, label=stage)
         left = [a + b for a, b in zip(left, widths)]
     for index, name in enumerate(names):
-        ratio = contenders[name]['images_per_second'] / contenders[STOCK]['images_per_second']
+        ratio = contenders[name]['images_per_second'] / contenders[stock_in(contenders)]['images_per_second']
         axes.text(left[index], index, f' {ratio:.2f} x', va='center')
     axes.set_xlim(right=max(left) * 1.18)
     axes.set_xlabel('ms per image')

@@ -1,4 +1,4 @@
-"""The comparison with mmseg in testing: checks what is asked for, measures, and writes a table and a picture."""
+"""The comparison with mmseg or mmpretrain in testing: checks what is asked for, measures, writes table and picture."""
 
 import json
 import tempfile
@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..engine.checks import check_checkpoint, set_data_root
-from ..engine.config import load_segmentor_config, set_work_dir
+from ..engine.config import is_segmentor, load_config, set_work_dir
 from ..models.builder import build_skeleton
-from ..models.segmentor import FastEncoderDecoder
+from ..models.deployable_model import DeployableModel
 from ..runtimes.calibration import images_in
 from ..utils.device import AUTO, describe_device, find_device
 from ..utils.errors import UserError
@@ -36,7 +36,7 @@ def benchmark(
     data_root: str | None = None,
     cfg_options: dict | None = None,
 ) -> dict:
-    """Compare with mmseg's segmentor; see ``recnext benchmark --help``.
+    """Compare with mmseg's segmentor or mmpretrain's classifier; see ``recnext benchmark --help``.
 
     Writes ``benchmark.json`` and ``benchmark.png`` into the work dir and prints a table.
 
@@ -46,13 +46,17 @@ def benchmark(
     Raises:
         UserError: what is missing or does not fit, before anything is measured.
     """
-    cfg, checkpoint = load_comparable(config, checkpoint, work_dir, data_root, cfg_options)
+    cfg = load_config(config, cfg_options)
+    if not is_segmentor(cfg) and (copies_at or sweep):
+        raise UserError(f'--copies-at and --sweep are for segmentors, and {config} is a config of a classifier.')
+    checkpoint = prepare_comparison(cfg, config, checkpoint, work_dir, data_root)
     where = find_device(device)
     if calibrate:
         images_in(Path(calibrate))
-    ways = measurement.contenders(where, engines, calibrate)
+    stock = measurement.STOCK if is_segmentor(cfg) else measurement.STOCK_CLASSIFIER
+    ways = measurement.contenders(where, engines, calibrate, stock)
     make_folder(cfg.work_dir)
-    init_default_scope('mmseg')
+    init_default_scope(cfg.default_scope)
     with tempfile.TemporaryDirectory() as folder:
         if copies_at:
             measurement.copies_at(cfg, copies_at, images, Path(folder))
@@ -77,23 +81,25 @@ def benchmark(
     return results
 
 
-def load_comparable(
-    config: str, checkpoint: str | None, work_dir: str | None, data_root: str | None, cfg_options: dict | None
-) -> tuple[Config, str | None]:
-    """The config of a segmentor that can be compared with mmseg's, and the place of its checkpoint, if it has one.
+def prepare_comparison(
+    cfg: Config, config: str, checkpoint: str | None, work_dir: str | None, data_root: str | None
+) -> str | None:
+    """Point a config at its data and its work dir; the place of its checkpoint, if it has one.
 
     Raises:
         UserError: what is missing or does not fit.
     """
-    cfg = load_segmentor_config(config, cfg_options)
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
     if checkpoint:
         checkpoint = str(find_checkpoint(checkpoint))
         check_checkpoint(cfg, checkpoint)
-    elif not isinstance(build_skeleton(cfg.model), FastEncoderDecoder):
-        raise UserError(f'model.type is {cfg.model.type}; FastEncoderDecoder is what can be compared with mmseg.')
-    return cfg, checkpoint
+    elif not isinstance(build_skeleton(cfg.model), DeployableModel):
+        raise UserError(
+            f'model.type is {cfg.model.type}; FastEncoderDecoder and RecNeXtClassifier are what can be compared with '
+            "mmseg's and mmpretrain's own."
+        )
+    return checkpoint
 
 
 def write_results(results: dict, place: Path, draw: Callable[[dict, Path], None]) -> None:
