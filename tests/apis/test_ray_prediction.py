@@ -143,12 +143,12 @@ def test_nodes_and_actors_may_go_and_come(cluster, tiny, photos, plain, tmp_path
     # Nodes are added in the main thread alone: they set handlers of signals.
     with (tmp_path / 'said').open('w') as said:
         process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=said)
-    wait_until(lambda: finished(out) > 0 or process.poll() is not None)
+    wait_until(lambda: finished(out) > 0 or process.poll() is not None, minutes=60)
     for victim in actors()[:1]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
             happened.append(('killed', finished(out)))
-    wait_until(lambda: finished(out) > number / 4 or process.poll() is not None)
+    wait_until(lambda: finished(out) > number / 4 or process.poll() is not None, minutes=60)
     cluster.remove_node(next(iter(cluster.worker_nodes)))
     happened.append(('removed', finished(out)))
     cluster.add_node(**cluster.options)

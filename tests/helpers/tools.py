@@ -95,9 +95,9 @@ def is_running(process: int) -> bool:
     return bool(state.strip()) and not state.startswith('Z')
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], minutes: float = 5) -> None:
     """Wait for what has to happen, however slow the machine is; it has failed to after minutes."""
-    end = time.monotonic() + 300
+    end = time.monotonic() + 60 * minutes
     while not condition():
         assert time.monotonic() < end, 'this has not happened'
         time.sleep(0.05)
