@@ -79,6 +79,11 @@ def test_a_classifier_is_compared_with_mmpretrain(objects, tmp_path, monkeypatch
         assert contender['logit_error'] < 1e-5 and contender['gflop']['backbone'] > 0
 
 
+def test_other_classes_than_those_of_the_config(objects, tmp_path):
+    with pytest.raises(UserError, match='has 8 folders, and the network 1000 classes'):
+        benchmark('recnext-m0_8xb256_in1k', data_root=objects, work_dir=str(tmp_path / 'work'))
+
+
 @pytest.mark.parametrize('option', [dict(sweep=True), dict(copies_at=(64, 64))])
 def test_options_of_segmentors(objects, tmp_path, option):
     with pytest.raises(UserError, match='--copies-at and --sweep are for segmentors'):

@@ -219,7 +219,7 @@ def _compete(
     sample = dataset[0]
     began = perf_counter()
     model = build_contender(cfg, weights, way, device)
-    model(_batch_inputs(model, sample))
+    _logits(model, sample)
     started = perf_counter()
     whole = way is not None and way.whole
     facts = dict(
@@ -236,7 +236,7 @@ def _compete(
     labels = [trial.test([index])[0] for index in range(images)]
     facts['process_mb'] = peak_memory(device) if can_tell_peak(device) else None
     facts |= trial.score()
-    logits = model(_batch_inputs(model, dataset[0])).float().cpu().numpy()
+    logits = _logits(model, dataset[0]).float().cpu().numpy()
     connection.send((facts, labels, logits))
     while connection.recv():
         connection.send([trial.time([index]) for index in range(images)])
@@ -351,6 +351,12 @@ def measure_peak(device: torch.device) -> float:
 
 def _batch_of(*samples: dict) -> dict:
     return {key: [sample[key] for sample in samples] for key in ('inputs', 'data_samples')}
+
+
+def _logits(model: nn.Module, sample: dict) -> Tensor:
+    """By the engine that a model of ours runs in; those of a model as it is come from its parts."""
+    inputs = _batch_inputs(model, sample)
+    return model.network(inputs) if isinstance(model, DeployableModel) else model(inputs)
 
 
 def _batch_inputs(model: nn.Module, sample: dict) -> Tensor:

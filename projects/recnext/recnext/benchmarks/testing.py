@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from ..engine.checks import check_checkpoint, set_data_root
@@ -56,6 +57,7 @@ def benchmark(
     stock = measurement.STOCK if is_segmentor(cfg) else measurement.STOCK_CLASSIFIER
     ways = measurement.contenders(where, engines, calibrate, stock)
     make_folder(cfg.work_dir)
+    MMLogger.get_current_instance().setLevel('ERROR')  # or every tensor of random weights would be named
     init_default_scope(cfg.default_scope)
     with tempfile.TemporaryDirectory() as folder:
         if copies_at:
@@ -91,6 +93,8 @@ def prepare_comparison(
     """
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
+    if 'data_preprocessor' in cfg:  # mmpretrain's place for it, from where MMEngine's Runner takes it to the model
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if checkpoint:
         checkpoint = str(find_checkpoint(checkpoint))
         check_checkpoint(cfg, checkpoint)

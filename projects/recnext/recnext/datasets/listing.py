@@ -189,7 +189,7 @@ def _list_folders(dataset: dict, split: str, num_classes: int) -> Listing:
         return listing
     if not built.ann_file:  # otherwise a list of files and classes, which mmpretrain reads
         _check_class_folders(listing, built, folder, num_classes, advice)
-    if not any(finding.kind in ('layout', 'loop') for finding in listing.findings):
+    if not any(finding.kind in ('layout', 'loop', 'classes') for finding in listing.findings):
         built.full_init()
         listing.samples = [built.get_data_info(index) for index in range(len(built))]
         # ImageNet has synonyms: the first will do.
