@@ -213,7 +213,7 @@ def _compete(
     """The process of one contender: says what it is, then tests the images once for every message."""
     cfg, device = Config(cfg), torch.device(device)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
-    init_default_scope(cfg.default_scope)
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     sample = dataset[0]
