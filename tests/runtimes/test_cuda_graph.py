@@ -87,3 +87,5 @@ def test_without_a_gpu_it_is_refused(monkeypatch, tiny, tmp_path):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     with pytest.raises(UserError, match='cudagraph runs on an NVIDIA GPU, and the network is on cpu'):
         deploy(pair(recnext_cfg(5))[1], Deployment(engine='cudagraph'))
+    result = run_tool('infer', config, checkpoint, tmp_path, '--engine', 'cudagraph', '--device', 'cpu')
+    assert result.returncode == 1 and 'Traceback' not in result.stderr

@@ -120,8 +120,6 @@ def initial_weights(cfg: Config, checkpoint: str | None) -> dict[str, Tensor]:
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of the network by name, as in :data:`NETWORK`; a neck need not be there."""
-    if isinstance(model, DeployableModel):
-        return model.parts()
     if isinstance(model, EncoderDecoder):
         return FastEncoderDecoder.parts(model)
     return {name: getattr(model, name) for name in NETWORK}
@@ -167,6 +165,7 @@ def measure(
     """
     context = multiprocessing.get_context('spawn')
     processes, connections, results, stock = [], {}, {}, None
+    counted = 'pixels' if is_segmentor(cfg) else 'images'
 
     def hear(name: str) -> Any:  # noqa: ANN401  (whatever the process sends)
         try:
@@ -183,7 +182,6 @@ def measure(
             theirs.close()  # or the end of the process would not be heard
             results[name], labels, logits = hear(name)
             stock = stock or (labels, logits)
-            counted = 'pixels' if is_segmentor(cfg) else 'images'
             results[name][f'different_{counted}'] = sum(int((a != b).sum()) for a, b in zip(labels, stock[0]))
             results[name][counted] = sum(a.size for a in labels)
             results[name]['logit_error'] = float(np.linalg.norm(logits - stock[1]) / np.linalg.norm(stock[1]))
@@ -213,7 +211,7 @@ def _compete(
     """The process of one contender: says what it is, then tests the images once for every message."""
     cfg, device = Config(cfg), torch.device(device)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
-    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    init_default_scope(cfg.default_scope)
     MMLogger.get_current_instance().setLevel('ERROR')  # the metric prints a table of its own
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     sample = dataset[0]

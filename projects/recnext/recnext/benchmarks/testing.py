@@ -14,7 +14,6 @@ from ..engine.checks import check_checkpoint, set_data_root
 from ..engine.config import is_segmentor, load_config, set_work_dir
 from ..models.builder import build_skeleton
 from ..models.deployable_model import DeployableModel
-from ..runtimes.calibration import images_in
 from ..utils.device import AUTO, describe_device, find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder, written_beside
@@ -52,8 +51,6 @@ def benchmark(
         raise UserError(f'--copies-at and --sweep are for segmentors, and {config} is a config of a classifier.')
     checkpoint = prepare_comparison(cfg, config, checkpoint, work_dir, data_root)
     where = find_device(device)
-    if calibrate:
-        images_in(Path(calibrate))
     stock = measurement.STOCK if is_segmentor(cfg) else measurement.STOCK_CLASSIFIER
     ways = measurement.contenders(where, engines, calibrate, stock)
     make_folder(cfg.work_dir)
@@ -93,6 +90,7 @@ def prepare_comparison(
     """
     set_work_dir(cfg, config, work_dir)
     set_data_root(cfg, data_root, ('test',))
+    cfg.setdefault('default_scope', 'mmseg')
     if 'data_preprocessor' in cfg:  # mmpretrain's place for it, from where MMEngine's Runner takes it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if checkpoint:
