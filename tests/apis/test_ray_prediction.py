@@ -270,14 +270,14 @@ def test_an_object_store_with_errors(store, cluster, tiny, tmp_path):
 @pytest.mark.parametrize(
     ('cluster_of', 'expected'),
     [
-        (dict(cpus=1, gpus=0), (1, 0.5, 0)),
-        (dict(cpus=2, gpus=0), (1, 1, 0)),
-        (dict(cpus=64, gpus=0), (63, 1, 0)),
-        (dict(cpus=16, gpus=2), (2, 1, 1)),
-        (dict(cpus=16, gpus=2, gpu_share=0.5), (4, 1, 0.5)),
-        (dict(cpus=4, gpus=8), (8, 0.37, 1)),
-        (dict(cpus=16, gpus=2, device='cpu'), (15, 1, 0)),
-        (dict(cpus=2, gpus=0, actors=50), (50, 1, 0)),
+        (dict(cpus=1, gpus=0), (1, 0.5, 0, 2)),
+        (dict(cpus=2, gpus=0), (1, 1, 0, 2)),
+        (dict(cpus=64, gpus=0), (63, 1, 0, 64)),
+        (dict(cpus=16, gpus=2), (2, 1, 1, 16)),
+        (dict(cpus=16, gpus=2, gpu_share=0.5), (4, 1, 0.5, 16)),
+        (dict(cpus=4, gpus=8), (8, 0.37, 1, 8)),
+        (dict(cpus=16, gpus=2, device='cpu'), (15, 1, 0, 16)),
+        (dict(cpus=2, gpus=0, actors=50), (50, 1, 0, 50)),
     ],
 )
 def test_a_cpu_is_left_for_reading(cluster_of, expected):

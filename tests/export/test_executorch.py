@@ -1,6 +1,5 @@
 """ExecuTorch: what its runtime makes of the file is what PyTorch computes, and nothing else passes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from helpers.exports import SIZE, export_to, labels_of, left_behind, picture, pi
 from helpers.reference import ROOT
 
 from projects.recnext.recnext.export import executorch as executorch_export
-from projects.recnext.recnext.export import exporter
 from projects.recnext.recnext.export.backend import ExportOptions
 from projects.recnext.recnext.export.executorch import (
     ExecutorchBackend,
@@ -25,7 +23,6 @@ from projects.recnext.recnext.export.images import Images, find_images
 from projects.recnext.recnext.export.quantization import find_calibration
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.export.verification import Model, verify
-from projects.recnext.recnext.runtimes.calibration import Calibration
 from projects.recnext.recnext.runtimes.capture import capture
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -71,14 +68,6 @@ def test_the_file_says_what_it_is(exported):
     assert str(ROOT).encode() not in exported.path.read_bytes()
 
 
-def test_a_channels_last_image_is_read_as_what_it_shows(exported):
-    """The runtime itself would read its memory in the wrong order, and say nothing."""
-    predict, image = open_program(exported.path), pixels(picture(SIZE))
-    last = torch.from_numpy(image).to(memory_format=torch.channels_last).numpy()
-    assert not last.flags.c_contiguous
-    assert np.array_equal(predict(last)['labels'], predict(image)['labels'])
-
-
 def test_an_image_of_another_size_is_refused(exported):
     with pytest.raises(UserError, match=r'takes images \(1, 3, 64, 128\); found \(1, 3, 128, 64\)'):
         open_program(exported.path)(pixels(picture(SIZE[::-1])))
@@ -111,14 +100,6 @@ def test_wrong_input_would_not_pass_as_verified(exported, spoil):
         compare(lambda image: predict(spoil(image)))
 
 
-def leave_out_normalisation(source) -> None:
-    source.folded.data_preprocessor._enable_normalize = False
-
-
-def take_channels_as_cv2_reads_them(source) -> None:
-    source.folded.data_preprocessor.channel_conversion = False
-
-
 @pytest.fixture(scope='module')
 def few(tmp_path_factory) -> tuple[str, str]:
     """Config and checkpoint of a small segmentor of three classes, whose labels 8 bits can keep."""
@@ -132,28 +113,6 @@ def photos(tmp_path_factory) -> Path:
     for seed in range(4):
         cv2.imwrite(str(folder / f'{seed}.png'), picture((80, 96), 20 + seed))
     return folder
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ('spoil', 'precision'),
-    [
-        (leave_out_normalisation, 'fp32'),
-        (leave_out_normalisation, 'int8'),
-        (take_channels_as_cv2_reads_them, 'fp32'),
-    ],
-)
-def test_a_broken_export_is_refused(few, photos, tmp_path, monkeypatch, spoil: Callable, precision):
-    def spoilt(*args: object) -> object:
-        source = load_source(*args)
-        spoil(source)
-        return source
-
-    monkeypatch.setattr(exporter, 'load_source', spoilt)
-    with pytest.raises(UserError, match='The saved model is wrong'):
-        backend = ExecutorchBackend(precision)
-        export_to(tmp_path / 'a.pte', backend, few, size=[SIZE], fuse='norms', calibrate=str(photos))
-    assert left_behind(tmp_path) == []
 
 
 KEPT = ['decode_head.conv_seg', 'backbone.stages.*.token_mixer']
@@ -200,22 +159,6 @@ def test_a_file_in_eight_bits_is_within_its_bounds(few, scenes, photos, tmp_path
     agreement.check('int8', max_drop=network - file + 0.01)
     with pytest.raises(UserError, match='--max-drop allows 0'):
         agreement.check('int8', max_drop=0)
-
-
-@pytest.mark.full
-def test_a_clipped_scale_is_refused(few, photos, tmp_path, monkeypatch):
-    def clip(program: torch.export.ExportedProgram, calibration: Calibration) -> torch.export.ExportedProgram:
-        program = quantize(program, calibration)
-        for node in program.graph.nodes:
-            if 'quantize_per_tensor' in str(node.target):
-                node.update_arg(1, node.args[1] / 8)
-        return program
-
-    monkeypatch.setattr(executorch_export, 'quantize', clip)
-    with pytest.raises(UserError, match='The saved model is wrong'):
-        options = dict(size=[SIZE], fuse='norms', calibrate=str(photos))
-        export_to(tmp_path / 'a.pte', ExecutorchBackend('int8'), few, **options)
-    assert left_behind(tmp_path) == []
 
 
 def test_semantic_fpn_folded_is_refused_in_eight_bits(few, photos, tmp_path):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.exports import SIZE, export_to, labels_of, left_behind, picture, write_tiny
 
-from projects.recnext.recnext.export import onnx as onnx_export
 from projects.recnext.recnext.export.backend import ExportOptions
 from projects.recnext.recnext.export.coreml import CoreMLBackend
 from projects.recnext.recnext.export.coreml_program import ProgramEvaluator
@@ -143,21 +142,6 @@ def test_a_fall_of_miou_is_refused(few, source, plain, calibrate, tmp_path):
     agreement.check('int8', max_drop=network - file + 0.01)
     with pytest.raises(UserError, match=r'mIoU falls from 100.00 .*\n?.*--max-drop allows 0'):
         agreement.check('int8', max_drop=0)
-
-
-@pytest.mark.full
-def test_a_clipped_scale_is_refused(few, photos, tmp_path, monkeypatch):
-    def clip(model: object, calibration: Calibration) -> object:
-        model = quantize(model, calibration)
-        for tensor in model.graph.initializer:
-            if tensor.name.endswith('_scale') and not tensor.dims:  # of a map
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 8, tensor.name))
-        return model
-
-    monkeypatch.setattr(onnx_export, 'quantize', clip)
-    with pytest.raises(UserError, match='The saved model is wrong'):
-        export_to(tmp_path / 'a.onnx', OnnxBackend('int8'), few, size=[SIZE], calibrate=str(photos))
-    assert left_behind(tmp_path) == []
 
 
 def test_calibration_images_that_are_not_there(calibrate, tmp_path):

@@ -1,6 +1,7 @@
 """Prediction on a cluster: Ray Data reads, a pool of actors predicts, and what is lost with a node is made again.
 
 Reading asks for no CPU: actors can never take what a reader waits for, however many nodes are lost.
+What asks for nothing Ray starts without limit, each in a process of its own, so the number of readers is bounded.
 """
 
 import contextlib
@@ -43,6 +44,9 @@ BLOCKS = 1000
 NAMES = 8, 256
 """... the least and the most names of one of them."""
 
+LEAST_READERS = 2
+"""Tasks that read at once, on a cluster of a single CPU as well."""
+
 AT_ONCE = 16
 """Images that an actor is given at once, at least: what has to be predicted again if it dies."""
 
@@ -58,16 +62,20 @@ WORDS = ('name', 'key', 'error')
 
 
 class Resources(NamedTuple):
-    """What the actors ask of the cluster."""
+    """What is asked of the cluster."""
 
     actors: int
     """At most."""
     cpus: float
+    """Of each actor."""
     gpus: float
+    """Likewise."""
+    readers: int
+    """Tasks that read at once, at most; they ask for nothing."""
 
     def __str__(self) -> str:
         share = f'{self.cpus:g} CPU' + (f' and {self.gpus:g} GPU' if self.gpus else '')
-        return f'up to {self.actors} actors of {share} each; reading asks for none'
+        return f'up to {self.actors} actors of {share} each; up to {self.readers} readers, which ask for none'
 
 
 def choose_resources(
@@ -93,9 +101,8 @@ def choose_resources(
     left = cpus - 1 if cpus >= 2 else cpus / 2
     most = actors or max(int(gpus / gpu_share) if on_gpu else int(left), 1)
     # With more actors than CPUs, as on a machine with many GPUs, each has a part of one.
-    return Resources(
-        most, 1.0 if left >= most or (actors and left >= 1) else int(100 * left / most) / 100, gpu_share * on_gpu
-    )
+    share = 1.0 if left >= most or (actors and left >= 1) else int(100 * left / most) / 100
+    return Resources(most, share, gpu_share * on_gpu, readers=max(int(cpus), most, LEAST_READERS))
 
 
 def infer_on_ray(
@@ -161,7 +168,7 @@ def infer_on_ray(
         resources = choose_resources(*_size_of_cluster(), device, actors, gpu_share)
         print(f'Ray: {resources}. {len(left)} of {len(found.found)} inputs to read.', flush=True)
         is_finished = shards.finished.__contains__ if shards else outputs.is_finished
-        read = _read(found, left, is_finished)
+        read = _read(found, left, is_finished, resources.readers)
         actor = dict(config=str(config), checkpoint=str(checkpoint), deployment=deployment, cfg_options=cfg_options)
         predicted = read.map_batches(
             _Actor,
@@ -172,7 +179,9 @@ def infer_on_ray(
         )
         if shards:
             write_shard = partial(_write_shard, ShardOutputs(out_dir, write))
-            predicted = predicted.map_batches(write_shard, batch_size=SHARD_ROWS, batch_format='pyarrow', num_cpus=0)
+            predicted = predicted.map_batches(
+                write_shard, batch_size=SHARD_ROWS, batch_format='pyarrow', **_without_cpus(resources.readers)
+            )
         seen, failed = _collect(predicted)
     # Of shards, only reading tells what is in them.
     items = sorted(seen, key=lambda item: item.key) if found.in_shards else found.found
@@ -237,7 +246,7 @@ def _size_of_cluster() -> tuple[float, float]:
     return total.get('CPU', 0), total.get('GPU', 0)
 
 
-def _read(inputs: AddressInputs, left: Sequence[Input], is_finished: Callable[[str], bool]) -> 'Dataset':
+def _read(inputs: AddressInputs, left: Sequence[Input], is_finished: Callable[[str], bool], readers: int) -> 'Dataset':
     """The contents of inputs, as Ray comes to read them."""
     import pyarrow
     import ray
@@ -251,7 +260,14 @@ def _read(inputs: AddressInputs, left: Sequence[Input], is_finished: Callable[[s
         for block in blocks
     ]
     read = partial(read_row, inputs.root.rstrip('/'), is_finished if inputs.in_shards else None)
-    return ray.data.from_arrow(tables).flat_map(read, num_cpus=0)
+    return ray.data.from_arrow(tables).flat_map(read, **_without_cpus(readers))
+
+
+def _without_cpus(tasks: int) -> dict:
+    """How Ray is to run tasks that ask for nothing: so many at once."""
+    import ray
+
+    return dict(num_cpus=0, compute=ray.data.TaskPoolStrategy(size=tasks))
 
 
 def _pool(resources: Resources, batch_size: int) -> dict:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..runtimes.calibration import Calibration
+from ..utils.errors import UserError
 from ..utils.timing import time_calls
 from .backend import Backend, ExportOptions
 from .coreml import CoreMLBackend
+from .executorch import DELEGATE, ExecutorchBackend, time_outside
 from .exporter import size_of
 from .images import Images, find_images
 from .onnx import OnnxBackend, OnnxModel, open_session
@@ -23,15 +26,26 @@ from .sizes import ImageSizes
 from .source import Source, load_source
 from .verification import Agreement, Model, verify
 
-TARGETS: dict[str, Backend] = {
-    'onnx fp32': OnnxBackend(),
-    'onnx fp16': OnnxBackend('fp16'),
-    'onnx int8': OnnxBackend('int8'),
-    'coreml fp16': CoreMLBackend(),
-    'coreml linear8': CoreMLBackend(compress='linear8'),
-    'coreml int8': CoreMLBackend(precision='int8'),
+
+class Target(NamedTuple):
+    """A way to export a checkpoint."""
+
+    backend: Backend
+    fuse: str = 'all'  # ExecuTorch runs no folded Semantic FPN in 8 bits
+    timed: bool = True  # Core ML's files are executed here without Core ML
+
+
+TARGETS = {
+    'onnx fp32': Target(OnnxBackend()),
+    'onnx fp16': Target(OnnxBackend('fp16')),
+    'onnx int8': Target(OnnxBackend('int8')),
+    'executorch fp32': Target(ExecutorchBackend(), 'norms'),
+    'executorch int8': Target(ExecutorchBackend('int8'), 'norms'),
+    'coreml fp16': Target(CoreMLBackend(), timed=False),
+    'coreml linear8': Target(CoreMLBackend(compress='linear8'), timed=False),
+    'coreml int8': Target(CoreMLBackend(precision='int8'), timed=False),
 }
-"""What is measured; the last three are executed here without Core ML, and have no time."""
+"""What is measured."""
 
 PARTS = {
     'stem': ('backbone.stem',),
@@ -57,6 +71,11 @@ class Measured(NamedTuple):
     predict: Model
     path: Path
 
+    def __str__(self) -> str:
+        network, file = self.agreement.mious
+        said = f'{self.name:<34} {self.size / 1e6:6.1f} {100 * self.agreement.share:11.2f} %'
+        return said if np.isnan(network) else f'{said} {file:7.2f} {file - network:+7.2f}'
+
 
 def study(
     config: str, checkpoint: str, options: ExportOptions, parts: bool, cfg_options: dict | None = None
@@ -70,9 +89,11 @@ def study(
         parts: Also measure 8 bits in all parts but one, and in one alone.
         cfg_options: Merged into the config.
     """
+    TARGETS['onnx fp32'].backend.check(options)  # what the others are compared with
     import onnx
 
-    source = load_source(config, checkpoint, options.fuse, cfg_options)
+    sources = {fuse: load_source(config, checkpoint, fuse, cfg_options) for fuse in ('all', 'norms')}
+    source = sources['all']
     size = tuple(options.size[0]) if options.size else source.crop_size
     sizes = ImageSizes([size])
     images = find_images(source.cfg, options.images, annotated=True)
@@ -81,14 +102,15 @@ def study(
     yield f'{"":<34} {"MB":>6} {"labels equal":>13} {"mIoU":>7} {"change":>7}'
     with tempfile.TemporaryDirectory() as folder:
         timed = {}
-        for name, backend in TARGETS.items():
-            wrapper = source.wrap('segmentor', 'labels', backend.single)
-            model = backend.convert(wrapper, sizes, source, calibration if backend.calibrated else None)
-            path = Path(folder, name.replace(' ', '_')).with_suffix(backend.suffix)
-            model.save(str(path))
-            one = _measure(name, path, backend.read(path).predict, source, sizes, images)
-            yield _row(one)
-            if isinstance(backend, OnnxBackend):
+        for name, target in TARGETS.items():
+            try:
+                target.backend.check(options)
+            except UserError as error:  # a package that is not there
+                yield f'{name:<34} {error}'
+                continue
+            one = _export(name, target, sources[target.fuse], sizes, images, calibration, Path(folder))
+            yield str(one)
+            if target.timed:
                 timed[name] = one
         yield from _times(timed, next(iter(calibration)))
         plain = onnx.load(timed['onnx fp32'].path)
@@ -96,7 +118,25 @@ def study(
             model = OnnxModel(quantize(plain, replace(calibration, keep_float=kept)))
             path = Path(folder, 'part.onnx')
             model.save(str(path))
-            yield _row(_measure(name, path, open_session(path), source, sizes, images))
+            yield str(_measure(name, path, open_session(path), source, sizes, images))
+
+
+def _export(
+    name: str,
+    target: Target,
+    source: Source,
+    sizes: ImageSizes,
+    images: Images,
+    calibration: Calibration,
+    folder: Path,
+) -> Measured:
+    """A file of a target in a folder, compared."""
+    backend = target.backend
+    wrapper = source.wrap('segmentor', 'labels', backend.single)
+    model = backend.convert(wrapper, sizes, source, calibration if backend.calibrated else None)
+    path = Path(folder, name.replace(' ', '_')).with_suffix(backend.suffix)
+    model.save(str(path))
+    return _measure(name, path, backend.read(path).predict, source, sizes, images)
 
 
 def _variants(source: Source) -> Iterator[tuple[str, Sequence[str]]]:
@@ -121,23 +161,19 @@ def _measure(name: str, path: Path, predict: Model, source: Source, sizes: Image
     )
 
 
-def _row(one: Measured) -> str:
-    network, file = one.agreement.mious
-    said = f'{one.name:<34} {one.size / 1e6:6.1f} {100 * one.agreement.share:11.2f} %'
-    return said if np.isnan(network) else f'{said} {file:7.2f} {file - network:+7.2f}'
-
-
 def _times(timed: Mapping[str, Measured], image: np.ndarray) -> Iterator[str]:
     """How long an image takes with each file, alternating, and in which operations."""
     calls = {name: (lambda one=one: one.predict(image)) for name, one in timed.items()}
     seconds = {name: median(measured) for name, measured in time_calls(calls, ROUNDS).items()}
     first = next(iter(seconds.values()))
     for name, time in seconds.items():
-        yield f'{name:<34} {1e3 * time:6.0f} ms, {first / time:.2f} x; slowest: {_slowest(timed[name].path, image)}'
+        shares = SHARES[timed[name].path.suffix](timed[name].path, image)
+        said = ', '.join(f'{kind} {share:.0%}' for kind, share in shares.most_common(SLOWEST))
+        yield f'{name:<34} {1e3 * time:6.0f} ms, {first / time:.2f} x; slowest: {said}'
 
 
-def _slowest(path: Path, image: np.ndarray) -> str:
-    """The kinds of operations in which onnxruntime spends most, with their share."""
+def _onnx_shares(path: Path, image: np.ndarray) -> Counter[str]:
+    """Shares of the kinds of operations in onnxruntime's time for an image."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -145,9 +181,19 @@ def _slowest(path: Path, image: np.ndarray) -> str:
     options.profile_file_prefix = str(path.with_suffix(''))
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     session.run(None, dict(image=image))
-    taken = Counter()
+    taken: Counter[str] = Counter()
     for event in json.loads(Path(session.end_profiling()).read_text()):
         if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time'):
             taken[event['args']['op_name']] += event['dur']
     total = taken.total()
-    return ', '.join(f'{kind} {time / total:.0%}' for kind, time in taken.most_common(SLOWEST))
+    return Counter({kind: time / total for kind, time in taken.items()})
+
+
+def _executorch_shares(path: Path, image: np.ndarray) -> Counter[str]:
+    """Shares of the kinds of operations in ExecuTorch's time for an image; XNNPACK's are one."""
+    outside = time_outside(path, image.shape[2:])
+    return outside + Counter({DELEGATE: 1 - outside.total()})
+
+
+SHARES: dict[str, Callable[[Path, np.ndarray], Counter[str]]] = {'.onnx': _onnx_shares, '.pte': _executorch_shares}
+"""What measures where the time of a file goes, by the suffix of the file."""

@@ -123,10 +123,12 @@ def verify(
         sizes: (H, W), to which the images are stretched.
         images: As :func:`.images.find_images` gives them.
     """
+    from rich.console import Console
     from rich.progress import track
 
+    console = Console(stderr=True)  # what is printed is the caller's
     compare = _verify_segmentor if part == 'segmentor' else _verify_backbone
-    all_sizes = [compare(model, original, size, images) for size in track(sizes, 'Verifying')]
+    all_sizes = [compare(model, original, size, images) for size in track(sizes, 'Verifying', console=console)]
     errors = [agreement.error for agreement in all_sizes if agreement.error is not None]
     sums = (sum(getattr(agreement, name) for agreement in all_sizes) for name in ('pixels', 'different', 'unexplained'))
     known = [agreement.confusions for agreement in all_sizes if agreement.confusions is not None]
