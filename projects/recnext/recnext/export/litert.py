@@ -38,17 +38,15 @@ IMAGE = 'image'
 
 
 class ChannelsLast(nn.Module):
-    """A wrapper with the channels of its maps last, as LiteRT computes: no map is turned round on the way in or out."""
+    """A wrapper that takes an image as LiteRT and Android have it, with the channels last. Outputs stay as they are."""
 
     def __init__(self, wrapper: Wrapper) -> None:
         super().__init__()
         self.wrapped = wrapper
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """From an image (1, H, W, 3) to outputs by name: labels (H, W), maps (1, H', W', C)."""
-        outs = self.wrapped(image.permute(0, 3, 1, 2))
-        maps = (out.permute(0, 2, 3, 1) if out.dim() == 4 else out for out in outs)
-        return dict(zip(self.wrapped.names, maps))
+        """From an image (1, H, W, 3) to outputs by name."""
+        return dict(zip(self.wrapped.names, self.wrapped(image.permute(0, 3, 1, 2))))
 
 
 class LitertModel(NamedTuple):
@@ -106,7 +104,7 @@ class LitertBackend(OfPrecision):
         if self.precision == 'fp16':
             content = halve_weights(content)
         if calibration is not None:
-            content = quantize(content, wrapper, calibration)
+            content = quantize(content, calibration)
         return LitertModel(content, dict(source.describe(wrapper, size), layout='NHWC'))
 
     def read(self, path: Path) -> SavedModel:
@@ -124,7 +122,7 @@ class LitertBackend(OfPrecision):
 def open_model(path: Path) -> Model:
     """A saved file in LiteRT's interpreter, with as many threads as PyTorch has.
 
-    It takes images (1, 3, H, W) and gives maps (1, C, H', W') as other formats do; the file has the channels last.
+    It takes images (1, 3, H, W) as those of other formats do; the file itself has the channels last.
 
     Raises:
         UserError: the interpreter does not take the file.
@@ -142,8 +140,7 @@ def open_model(path: Path) -> Model:
     def predict(image: np.ndarray) -> dict[str, np.ndarray]:
         if image.shape != size:
             raise UserError(f'The file takes images {size}; found {tuple(image.shape)}.')
-        outputs = run(**{IMAGE: np.array(image.transpose(0, 2, 3, 1), np.float32, order='C')})
-        return {name: out.transpose(0, 3, 1, 2) if out.ndim == 4 else out for name, out in outputs.items()}
+        return run(**{IMAGE: np.array(image.transpose(0, 2, 3, 1), np.float32, order='C')})
 
     return predict
 
@@ -180,14 +177,13 @@ def halve_weights(content: bytes) -> bytes:
     return bytes(quantizer.quantize(enable_progress_report=False).quantized_model)
 
 
-def quantize(content: bytes, wrapper: Wrapper, calibration: Calibration) -> bytes:
+def quantize(content: bytes, calibration: Calibration) -> bytes:
     """Weights and maps in 8 bits, weights a scale a channel, maps in the ranges that they have on images.
 
     Input and outputs stay as they are.
 
     Args:
         content: A model whose maps are named by the modules that compute them.
-        wrapper: Has these modules.
         calibration: The images, and the modules that stay in floating point.
     """
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -201,10 +197,12 @@ def quantize(content: bytes, wrapper: Wrapper, calibration: Calibration) -> byte
     recipe.add_static_config('.*', TFLOperationName.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for end in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
         recipe.add_quantization_config('.*', end, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    kept = [re.escape(name) for name, _ in wrapper.named_modules() if calibration.keeps(name)]
+    kept = [re.escape(scope) for scope in list_scopes(content) if calibration.keeps(module_of(scope))]
     if kept:
-        modules = f'(^|;)({"|".join(kept)});'
-        recipe.add_quantization_config(modules, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        operations = f'^({"|".join(kept)})$'
+        recipe.add_quantization_config(
+            operations, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
     calibrator = Calibrator(
         content,
         num_threads=torch.get_num_threads(),
@@ -217,6 +215,24 @@ def quantize(content: bytes, wrapper: Wrapper, calibration: Calibration) -> byte
         calibrator.calibrate({None: [inputs]}, recipe)
     quantizer = Quantizer(content, recipe.get_quantization_recipe())
     return bytes(quantizer.quantize(calibrator.get_model_qsvs(), enable_progress_report=False).quantized_model)
+
+
+def list_scopes(content: bytes) -> Iterator[str]:
+    """The operations of a model, by the names that a recipe knows them by."""
+    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import get_op_scope, read_model
+
+    graph = read_model(content).subgraphs[0]
+    return (get_op_scope(operation, graph.tensors) for operation in graph.operators)
+
+
+def module_of(scope: str) -> str:
+    """The name of the module that an operation was captured in.
+
+    Args:
+        scope: What it computes, such as ``'backbone.stem.1;backbone.stem.0.conv;3;'``: of operations that were made one
+            all modules are there, and the last is that of the convolution.
+    """
+    return scope.removesuffix(';').rpartition(';')[0].rpartition(';')[2]
 
 
 @contextlib.contextmanager
