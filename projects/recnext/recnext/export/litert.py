@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,8 +109,6 @@ class LitertBackend(OfPrecision):
         return LitertModel(content, dict(source.describe(wrapper, size), layout='NHWC'))
 
     def read(self, path: Path) -> SavedModel:
-        from importlib.metadata import version
-
         return SavedModel(open_model(path), count_operations(path), f'LiteRT {version("ai-edge-litert")}')
 
     def measure(self, path: Path, saved: SavedModel, wrapper: Wrapper, size: tuple[int, int]) -> str:
@@ -140,7 +139,10 @@ def open_model(path: Path) -> Model:
     def predict(image: np.ndarray) -> dict[str, np.ndarray]:
         if image.shape != size:
             raise UserError(f'The file takes images {size}; found {tuple(image.shape)}.')
-        return run(**{IMAGE: np.array(image.transpose(0, 2, 3, 1), np.float32, order='C')})
+        try:
+            return run(**{IMAGE: np.array(image.transpose(0, 2, 3, 1), np.float32, order='C')})
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"LiteRT's own interpreter does not execute the file: {error}.") from error
 
     return predict
 
