@@ -143,7 +143,7 @@ def test_wrong_use_exits_with_2(arguments, words, capsys):
 
 def test_formats_are_those_there_are():
     parser = build_parser()
-    assert set(FORMATS) == {'coreml', 'executorch', 'onnx', 'web'} and parser.parse_args(
+    assert set(FORMATS) == {'coreml', 'executorch', 'litert', 'onnx', 'web'} and parser.parse_args(
         ['export', 'a', '--to', 'coreml', '--out', 'b', '--precision', 'fp32']
     ).precision == 'fp32'  # fmt: skip
 

@@ -15,6 +15,7 @@ from projects.recnext.recnext.export import exporter
 from projects.recnext.recnext.export.backend import Backend, OfPrecision
 from projects.recnext.recnext.export.coreml import CoreMLBackend
 from projects.recnext.recnext.export.executorch import ExecutorchBackend
+from projects.recnext.recnext.export.litert import LitertBackend
 from projects.recnext.recnext.export.onnx import OnnxBackend
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.runtimes.calibration import Calibration
@@ -26,8 +27,12 @@ BACKENDS: dict[str, Callable[[str], OfPrecision]] = dict(
     onnx=OnnxBackend,
     coreml=lambda precision: CoreMLBackend(precision=precision),
     executorch=ExecutorchBackend,
+    litert=LitertBackend,
     web=WebBackend,
 )
+
+NEEDS = dict(executorch='executorch', litert='litert_torch')
+"""Packages that are not always there."""
 
 
 def leave_out_normalisation(network: nn.Module) -> None:
@@ -57,8 +62,8 @@ QUICK = {('onnx', 'fp32', leave_out_normalisation)}
 
 def backend_of(name: str, precision: str) -> Backend:
     """A format; the test is skipped where it cannot be made."""
-    if name == 'executorch':
-        pytest.importorskip('executorch')
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     if name == 'web':
         try:
             runtime.find_package()

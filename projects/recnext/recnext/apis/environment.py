@@ -26,6 +26,7 @@ STACK = (
 
 FEATURES = {
     'export --to executorch': ('executorch',),
+    'export --to litert': ('litert_torch',),
     'export --to onnx': ('onnx', 'onnxruntime', 'onnxscript'),
     'export --to coreml --compress palettize': ('sklearn',),
     'web': ('gradio',),
@@ -41,6 +42,7 @@ FEATURES = {
 """What takes modules that are not always there."""
 
 DISTRIBUTIONS = {
+    'litert_torch': 'litert-torch',
     'prometheus_client': 'prometheus-client',
     'python_multipart': 'python-multipart',
     'ray': 'ray[data]',

@@ -26,6 +26,7 @@ FORMATS = {
         ('format', 'target', 'compress'),
     ),
     'executorch': Format('.pte', ('export.executorch', 'ExecutorchBackend'), ('fp32', 'int8')),
+    'litert': Format('.tflite', ('export.litert', 'LitertBackend'), ('fp32', 'fp16', 'int8')),
     'onnx': Format('.onnx', ('export.onnx', 'OnnxBackend'), ('fp32', 'fp16', 'int8')),
     'web': Format('a folder', ('web.static_page', 'WebBackend'), ('fp32', 'fp16', 'int8'), ('runtime',)),
 }

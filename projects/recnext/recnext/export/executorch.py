@@ -8,21 +8,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from ..engine.config import named_classes
 from ..models.folded_fpn import FoldedLevel
 from ..runtimes.calibration import Calibration
 from ..runtimes.capture import capture
 from ..utils.errors import UserError
-from ..utils.timing import time_calls
 from .backend import ExportOptions, OfPrecision, SavedModel
-from .capture import ExportedSegmentor, Wrapper
+from .capture import Wrapper
+from .latency import compare_latency
 from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
@@ -37,8 +35,6 @@ STORED = dict(fp32='fp32', int8='int8 where XNNPACK has it, weights a scale a ch
 
 KERNEL = 'native_call_'
 """How the runtime's own profiler calls what it computes itself."""
-
-ROUNDS = 9
 
 FOLDED = (
     'ExecuTorch runs no folded Semantic FPN in 8 bits: it turns the lines of the border, cut out of quantised maps, '
@@ -101,11 +97,12 @@ class ExecutorchBackend(OfPrecision):
         program = capture(wrapper, sizes.sizes[0])
         if calibration is not None:
             program = quantize(program, calibration)
+        said = json.dumps(source.describe(wrapper, sizes.sizes[0]), ensure_ascii=False)
         with _shared_histories():
             lowered = to_edge_transform_and_lower(
                 program,
                 partitioner=[XnnpackPartitioner()],
-                constant_methods=dict(metadata=json.dumps(describe(wrapper, sizes, source), ensure_ascii=False)),
+                constant_methods=dict(metadata=said),
                 # Checked after every pass, it takes longer than all the passes.
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
@@ -117,29 +114,12 @@ class ExecutorchBackend(OfPrecision):
         return SavedModel(open_program(path), count_operations(path), f'ExecuTorch {executorch.version.__version__}')
 
     def measure(self, path: Path, saved: SavedModel, wrapper: Wrapper, size: tuple[int, int]) -> str:
-        image = np.zeros((1, 3, *size), np.float32)
-        tensor = torch.from_numpy(image)
-        with torch.no_grad():
-            calls = {'ExecuTorch': lambda: saved.predict(image), 'PyTorch': lambda: wrapper(tensor)}
-            times = {name: 1e3 * median(seconds) for name, seconds in time_calls(calls, ROUNDS).items()}
-        said = ', '.join(f'{name} {time:.0f} ms' for name, time in times.items())
-        ratio = times['PyTorch'] / times['ExecuTorch']
         shares = ', '.join(f'{100 * share:.1f} % {kind}' for kind, share in time_outside(path, size).most_common())
-        outside = f'; outside {DELEGATE}: {shares or "nothing"}'
-        return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}{outside}'
+        latency = compare_latency('ExecuTorch', saved.predict, wrapper, size)
+        return f'{latency}; outside {DELEGATE}: {shares or "nothing"}'
 
     def next_step(self, path: Path) -> str:
         return 'examples/android shows it on a phone; docs/android.md'
-
-
-def describe(wrapper: Wrapper, sizes: ImageSizes, source: Source) -> dict:
-    """What a file says of itself: its input and outputs, where it is from, and the classes of a segmentor."""
-    height, width = sizes.sizes[0]
-    said = dict(height=height, width=width, outputs=list(wrapper.names), origin=source.origin())
-    if isinstance(wrapper, ExportedSegmentor):
-        classes, palette = named_classes(source.cfg)
-        said.update(classes=classes, palette=palette)
-    return said
 
 
 def open_program(path: Path) -> Model:
@@ -167,7 +147,7 @@ def open_program(path: Path) -> Model:
 
 
 def read_metadata(program: 'Program') -> dict:
-    """What a program says of itself: see :func:`describe`."""
+    """What a program says of itself: see :meth:`.Source.describe`."""
     return json.loads(program.load_method('metadata').execute(())[0])
 
 

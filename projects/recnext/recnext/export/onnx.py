@@ -6,32 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-import torch
 
 from ..engine.config import named_classes
 from ..runtimes.calibration import Calibration
 from ..runtimes.capture import STRIDE, any_size, capture
 from ..runtimes.onnx import open_session, to_onnx
 from ..utils.errors import UserError
-from ..utils.timing import time_calls
 from .backend import ExportOptions, OfPrecision, SavedModel
 from .capture import ExportedSegmentor, Wrapper
+from .latency import compare_latency
 from .onnx_rounding import halve_weights, quantize
 from .sizes import ImageSizes, check_sizes
 from .source import Source
-from .verification import Model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-
-ROUNDS = 9
-
 
 STORED = dict(fp32='fp32', fp16='weights fp16, computed in fp32', int8='int8 (QDQ), weights a scale a channel')
 
@@ -105,19 +97,7 @@ class OnnxBackend(OfPrecision):
         return SavedModel(open_session(path), kinds, f'ONNX opset {model.opset_import[0].version}')
 
     def measure(self, path: Path, saved: SavedModel, wrapper: Wrapper, size: tuple[int, int]) -> str:
-        return compare_latency(saved.predict, wrapper, size)
+        return compare_latency('onnxruntime', saved.predict, wrapper, size)
 
     def next_step(self, path: Path) -> str:
         return f"onnxruntime.InferenceSession('{path}').run(None, {{'image': pixels}})"
-
-
-def compare_latency(predict: Model, wrapper: Wrapper, size: tuple[int, int]) -> str:
-    """The same network in onnxruntime and in PyTorch, alternating, for one image (height, width)."""
-    image = np.zeros((1, 3, *size), np.float32)
-    tensor = torch.from_numpy(image)
-    with torch.no_grad():
-        seconds = time_calls({'onnxruntime': lambda: predict(image), 'PyTorch': lambda: wrapper(tensor)}, ROUNDS)
-    times = {name: 1e3 * median(measured) for name, measured in seconds.items()}
-    said = ', '.join(f'{name} {time:.0f} ms' for name, time in times.items())
-    ratio = times['PyTorch'] / times['onnxruntime']
-    return f'{said} ({ratio:.2f} x), {torch.get_num_threads()} threads, median of {ROUNDS}'

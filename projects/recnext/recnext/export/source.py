@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ..engine.config import name_of
+from ..engine.config import name_of, named_classes
 from ..engine.loading import load_segmentor
 from ..models.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
@@ -57,6 +57,18 @@ class Source(NamedTuple):
             sha256=self.sha256,
             **{f'{metric} (released)': str(value) for metric, value in metrics.items()},
         )
+
+    def describe(self, wrapper: Wrapper, size: tuple[int, int]) -> dict:
+        """What a file for images of one size (H, W) says of itself, as JSON has it.
+
+        Its input and outputs, where the weights are from, and the classes of a segmentor.
+        """
+        height, width = size
+        said = dict(height=height, width=width, outputs=list(wrapper.names), origin=self.origin())
+        if isinstance(wrapper, ExportedSegmentor):
+            classes, palette = named_classes(self.cfg)
+            said.update(classes=classes, palette=palette)
+        return said
 
     @property
     def without_figures(self) -> str | None:

@@ -1,0 +1,234 @@
+"""LiteRT: what its interpreter makes of the file is what PyTorch computes, and nothing else passes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers.exports import SIZE, export_to, labels_of, left_behind, picture, pixels, scores_of, write_tiny
+from helpers.reference import ROOT
+
+from projects.recnext.recnext.export.images import Images, find_images
+from projects.recnext.recnext.export.litert import LitertBackend, module_of, open_model, read_metadata
+from projects.recnext.recnext.export.source import load_source
+from projects.recnext.recnext.export.verification import Model, verify
+from projects.recnext.recnext.utils.errors import UserError
+
+pytest.importorskip('litert_torch')
+
+
+class Exported(NamedTuple):
+    """A tiny segmentor as a file, and its source."""
+
+    path: Path
+    table: str
+    source: tuple[str, str]
+
+
+@pytest.fixture(scope='module', params=['conv', pytest.param('attn', marks=pytest.mark.full)])
+def exported(request, tiny_of, tmp_path_factory) -> Exported:
+    """With both outputs; norms folded alone, which is quicker to convert."""
+    path, source = tmp_path_factory.mktemp('litert') / 'tiny.tflite', tiny_of(request.param)
+    table = export_to(path, LitertBackend(), source, size=[SIZE], output='both', fuse='norms', benchmark=True)
+    return Exported(path, table, source)
+
+
+def test_labels_and_logits_are_those_of_pytorch(exported):
+    assert '100.000 %' in exported.table and 'LiteRT' in exported.table and 'CONV_2D' in exported.table
+    assert left_behind(exported.path.parent) == ['tiny.tflite']
+    image = picture(SIZE)
+    outputs = open_model(exported.path)(pixels(image))
+    assert outputs['labels'].shape == SIZE and outputs['labels'].dtype == np.int32
+    assert outputs['logits'].shape == (1, 150, SIZE[0] // 4, SIZE[1] // 4)
+    scores = scores_of(exported.source, image)
+    behind = scores.max(0) - np.take_along_axis(scores, outputs['labels'][None].astype(np.int64), 0)[0]
+    assert behind.max() <= 1e-5 * np.abs(scores).max()
+
+
+def test_the_file_says_what_it_is(exported):
+    said = read_metadata(exported.path)
+    assert (said['height'], said['width'], said['outputs']) == (*SIZE, ['labels', 'logits'])
+    assert len(said['classes']) == len(said['palette']) == 150 and said['classes'][0] == 'wall'
+    assert said['origin']['config'] == 'tiny' and len(said['origin']['sha256']) == 64
+    # Nor where it was made.
+    assert str(ROOT).encode() not in exported.path.read_bytes()
+
+
+def test_an_app_gives_it_an_image_with_the_channels_last(exported):
+    """As a bitmap has them, and by the names that the file says."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(str(exported.path)).get_signature_runner()
+    assert run.get_input_details()['image']['shape'].tolist() == [1, *SIZE, 3]
+    assert read_metadata(exported.path)['layout'] == 'NHWC'
+    image = picture(SIZE)
+    outputs = run(image=image[None, ..., ::-1].astype(np.float32))
+    assert outputs.keys() == {'labels', 'logits'}
+    assert np.array_equal(outputs['labels'], open_model(exported.path)(pixels(image))['labels'])
+
+
+def test_an_image_of_another_size_is_refused(exported):
+    with pytest.raises(UserError, match=r'takes images \(1, 3, 64, 128\); found \(1, 3, 128, 64\)'):
+        open_model(exported.path)(pixels(picture(SIZE[::-1])))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / 'a.tflite').write_text('a page')
+    with pytest.raises(UserError, match=r'does not take the file: .*Flatbuffer'):
+        open_model(tmp_path / 'a.tflite')
+
+
+def swap_channels(image: np.ndarray) -> np.ndarray:
+    return image[:, ::-1]
+
+
+def normalise_twice(image: np.ndarray) -> np.ndarray:
+    return (image - 116) / 57
+
+
+def read_planes(image: np.ndarray) -> np.ndarray:
+    """What the interpreter sees of an image whose memory lies in planes."""
+    return np.ascontiguousarray(image).reshape(1, *image.shape[2:], 3).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize('spoil', [swap_channels, normalise_twice, read_planes])
+def test_wrong_input_would_not_pass_as_verified(exported, spoil):
+    predict: Model = open_model(exported.path)
+    source = load_source(*exported.source, 'norms')
+    images = find_images(source.cfg, None)
+
+    def compare(model: Model) -> None:
+        verify(model, source.original, 'segmentor', [SIZE], images).check('fp32')
+
+    compare(predict)
+    with pytest.raises(UserError, match='The saved model is wrong'):
+        compare(lambda image: predict(spoil(image)))
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory) -> tuple[str, str]:
+    """Config and checkpoint of a small segmentor of three classes, whose labels 8 bits can keep."""
+    return write_tiny(tmp_path_factory.mktemp('few'), 'conv', classes=3)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory) -> Path:
+    """A folder of four pictures to calibrate with."""
+    folder = tmp_path_factory.mktemp('photos')
+    for seed in range(4):
+        cv2.imwrite(str(folder / f'{seed}.png'), picture((80, 96), 20 + seed))
+    return folder
+
+
+def kernels_of(path: Path) -> dict[str, set[int]]:
+    """The types of the kernels of a file, by the module that they are of."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+    from ai_edge_litert.tools.flatbuffer_utils import read_model
+
+    model = read_model(str(path))
+    graph, kernels = model.subgraphs[0], {}
+    for operation in graph.operators:
+        code = model.operatorCodes[operation.opcodeIndex].builtinCode
+        if code in (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D):
+            name = graph.tensors[operation.outputs[0]].name.decode()
+            kernels.setdefault(module_of(name), set()).add(graph.tensors[operation.inputs[1]].type)
+    return kernels
+
+
+# Two lists of modules have the same numbers in FPN, and one of them alone is kept.
+KEPT = ['decode_head.conv_seg', 'backbone.stages.*.token_mixer', 'neck.lateral_convs.*']
+
+
+@pytest.mark.full
+def test_eight_bits_in_all_modules_but_those_that_are_kept(few, photos, tmp_path):
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    path = tmp_path / 'a.tflite'
+    options = dict(size=[SIZE], output='both', fuse='norms', calibrate=str(photos), keep_float=KEPT)
+    table = export_to(path, LitertBackend('int8'), few, **options)
+    assert f'kept float    {", ".join(KEPT)}' in table
+    kernels = kernels_of(path)
+    wrapper = load_source(*few, 'norms').wrap('segmentor', 'labels', single=True)
+    assert kernels.keys() == {name for name, module in wrapper.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    kept = {name for name, types in kernels.items() if types == {TensorType.FLOAT32}}
+    assert {types for types in map(frozenset, kernels.values())} == {
+        frozenset([TensorType.FLOAT32]),
+        frozenset([TensorType.INT8]),
+    }
+    expected = ('conv_seg', 'token_mixer', 'lateral_convs')
+    assert kept == {name for name in kernels if any(part in name.split('.') for part in expected)} != set()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('fuse', ['all', 'norms'])
+def test_a_file_in_eight_bits_is_within_its_bounds(few, scenes, photos, tmp_path, fuse):
+    data = {'test_dataloader.dataset.data_root': str(scenes)}
+    path = tmp_path / 'a.tflite'
+    table = export_to(
+        path, LitertBackend('int8'), few, data, size=[SIZE], fuse=fuse, calibrate=str(photos), max_drop=100
+    )
+    rows = dict(line.split(maxsplit=1) for line in table.splitlines() if not line.startswith('kept'))
+    assert rows['calibrated'].startswith(f'with 4 of 4 images of {photos}; few')
+    assert rows['precision'].startswith('int8') and 'points' in rows['mIoU'] and left_behind(tmp_path) == ['a.tflite']
+    source = load_source(*few, fuse)
+    images = find_images(source.cfg, None)
+    # If the network's own labels were the truth, its mIoU would be 100.
+    truth = [labels_of(few, cv2.resize(image, SIZE[::-1])) for image in images.images]
+    images = Images('scenes', images.images, truth)
+    agreement = verify(open_model(path), source.original, 'segmentor', [SIZE], images)
+    network, file = agreement.mious
+    assert network == pytest.approx(100) and 80 < file < 100
+    agreement.check('int8', max_drop=network - file + 0.01)
+    with pytest.raises(UserError, match='--max-drop allows 0'):
+        agreement.check('int8', max_drop=0)
+
+
+@pytest.mark.full
+def test_weights_in_sixteen_bits(few, tmp_path):
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    table = export_to(tmp_path / 'a.tflite', LitertBackend('fp16'), few, size=[SIZE], fuse='norms')
+    assert 'weights fp16, computed in fp32' in table and 'DEQUANTIZE' in table
+    tensors = open_tensors(tmp_path / 'a.tflite')
+    assert sum(size for kind, size in tensors if kind == TensorType.FLOAT16) > 10 * sum(
+        size for kind, size in tensors if kind == TensorType.FLOAT32
+    )
+
+
+def open_tensors(path: Path) -> list[tuple[int, int]]:
+    """Type and number of bytes of the constants of a file."""
+    from ai_edge_litert.tools.flatbuffer_utils import read_model
+
+    model = read_model(str(path))
+    buffers = ((tensor.type, model.buffers[tensor.buffer].data) for tensor in model.subgraphs[0].tensors)
+    return [(kind, len(data)) for kind, data in buffers if data is not None]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('part', ['segmentor', 'backbone'])
+def test_semantic_fpn_folded_and_the_backbone(tiny, tmp_path, part):
+    table = export_to(tmp_path / 'a.tflite', LitertBackend(), tiny, size=[SIZE], part=part)
+    assert ('100.000 %' if part == 'segmentor' else 'largest feature') in table
+
+
+@pytest.mark.full
+def test_the_backbone_in_eight_bits_with_a_stage_kept(few, photos, tmp_path):
+    """What a kept stage gives is an output, and goes on to one in 8 bits."""
+    options = dict(size=[SIZE], part='backbone', calibrate=str(photos), keep_float=['backbone.stages.1'])
+    assert 'largest feature' in export_to(tmp_path / 'a.tflite', LitertBackend('int8'), few, **options)
+
+
+def test_one_size_and_a_name_that_says_what_it_is(tiny, tmp_path):
+    with pytest.raises(UserError, match='one fixed size'):
+        export_to(tmp_path / 'a.tflite', LitertBackend(), tiny, size=[(64, 64), (96, 96)])
+    with pytest.raises(UserError, match=r'ends in \.tflite'):
+        export_to(tmp_path / 'a.onnx', LitertBackend(), tiny, size=[SIZE])
+    assert left_behind(tmp_path) == []
+
+
+def test_says_what_is_missing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, *_: None)
+    with pytest.raises(UserError, match='pip install "litert-torch'):
+        export_to(tmp_path / 'a.tflite', LitertBackend(), tiny, size=[SIZE])
