@@ -19,7 +19,7 @@ import kotlin.concurrent.thread
 class MainActivity : Activity() {
     private val segmentor by lazy {
         val file = File(filesDir, "model.pte")
-        assets.open("model.pte").use { from -> file.outputStream().use(from::copyTo) }
+        assets.open("model.pte").use { from -> file.outputStream().use { to -> from.copyTo(to) } }
         Segmentor(file.path)
     }
     private lateinit var picture: ImageView
