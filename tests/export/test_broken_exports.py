@@ -118,15 +118,15 @@ def test_a_network_that_is_not_the_checkpoint_s(few, photos, tmp_path, monkeypat
 @pytest.mark.full
 @pytest.mark.parametrize('name', BACKENDS)
 def test_a_clipped_scale(few, photos, tmp_path, monkeypatch, name):
-    """Of every map: the ranges are those of images that are nearly black."""
+    """Of every map: the ranges are those of images that are grey all over."""
     backend = backend_of(name, 'int8')
     find_calibration = exporter.find_calibration
 
-    def darkened(*args: object) -> Calibration:
+    def greyed(*args: object) -> Calibration:
         calibration = find_calibration(*args)
-        return replace(calibration, load=lambda image: calibration.load(image) / 16)
+        return replace(calibration, load=lambda image: np.full_like(calibration.load(image), 116))
 
-    monkeypatch.setattr(exporter, 'find_calibration', darkened)
+    monkeypatch.setattr(exporter, 'find_calibration', greyed)
     with pytest.raises(UserError, match='The saved model is wrong'):
         export_to(tmp_path / f'a{backend.suffix}', backend, few, **options_of('int8', photos))
     assert left_behind(tmp_path) == []
