@@ -18,7 +18,7 @@ import torch
 from helpers.disks import small_disk_at
 from helpers.reference import ROOT
 from helpers.segmentors import deviation, pair, raw_images, recnext_cfg, sample_of, smooth_images, step
-from helpers.tools import assert_user_error, run_tool
+from helpers.tools import assert_user_error, run_tool, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmseg.registry import HOOKS
@@ -37,13 +37,17 @@ from projects.recnext.recnext.utils.errors import UserError
 BOUND = 1e-5
 """Of a logit in single precision, relative to the largest one."""
 
-ALL = ('onnxruntime', 'openvino')
+ALL = ('compile', 'onnxruntime', 'openvino')
 
 
 def needs(engine: str) -> None:
     """Skip a test of an engine that is not here."""
     for package in ENGINES[engine].packages_for('fp32'):
         pytest.importorskip(package)
+    try:
+        ENGINES[engine].check('fp32')
+    except UserError as error:  # no compiler
+        pytest.skip(str(error))
 
 
 @pytest.fixture(params=ALL)
@@ -365,6 +369,12 @@ def test_an_engine_that_is_not_installed(monkeypatch, absent, form, message):
         Deployment(**form)
 
 
+def test_no_compiler(tiny, tmp_path):
+    environment = dict(os.environ, CXX='no-compiler')
+    result = run_tool('infer', *tiny, tmp_path, '--device', 'cpu', '--compile', fresh=True, env=environment)
+    assert_user_error(result, 'compile needs a C++ compiler, and finds none here', '--engine torch')
+
+
 @pytest.mark.parametrize(
     ('form', 'message'),
     [
@@ -413,6 +423,32 @@ def test_a_signal_after_networks_of_openvino_are_closed(tmp_path):
     assert (result.returncode, result.stdout) == (0, 'handled\n'), result.stderr
 
 
+COMPILED = """
+import torch
+from projects.recnext.recnext.runtimes.network import ConvertedNetwork
+ConvertedNetwork(torch.nn.Conv2d(3, 4, 3).eval(), 'compile', 'fp32')(torch.ones(1, 3, 96, 96))
+"""
+
+
+@pytest.mark.full
+def test_the_compiler_is_interrupted(tmp_path):
+    """By Ctrl-C, while it compiles: neither an entry nor what was compiled so far is left, but headers."""
+    needs('compile')
+    scratch = tmp_path / 'tmp'
+    scratch.mkdir()
+    environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / 'cache'), TMPDIR=str(scratch))
+    command = [sys.executable, '-c', COMPILED]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: list(scratch.glob('*/*/*/*.wrapper.cpp')) or process.poll() is not None, minutes=10)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode and 'KeyboardInterrupt' in said
+    assert entries(tmp_path / 'cache' / 'recnext' / 'engines') == []
+    assert {path.name.partition('_')[0] for path in scratch.iterdir()} <= {'torchinductor'}
+
+
 # --- Segmentors ---
 
 
@@ -446,13 +482,13 @@ def assert_same_labels(predictions: tuple, bound: float = BOUND) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('engine', ALL)
-def test_label_maps_are_those_of_pytorch(of_segmentors, engine):
-    """200 batches of images over eight networks; each network is converted once."""
+@pytest.mark.parametrize(('engine', 'networks'), [('compile', 2), ('onnxruntime', 8), ('openvino', 8)])
+def test_label_maps_are_those_of_pytorch(of_segmentors, engine, networks):
+    """200 batches of images over some networks; each network is converted once, and to compile it takes minutes."""
 
     @settings(max_examples=200)
     @given(
-        seed=st.integers(0, 7),
+        seed=st.integers(0, networks - 1),
         number=st.integers(1, 3),
         blocks=st.tuples(st.integers(3, 8), st.integers(3, 8)),
         images=st.integers(0, 2**20),
@@ -487,6 +523,34 @@ def test_the_hook_of_configs(folder):
     assert isinstance(model.network, ConvertedNetwork)
     HOOKS.build(dict(type='DeployHook')).before_test(runner)
     assert 'network' not in vars(model)
+
+
+def test_the_compiler_on_another_device(monkeypatch):
+    """PyTorch compiles there while it runs."""
+    monkeypatch.setattr(torch, 'compile', lambda network: ('compiled', network))
+    model = pair(recnext_cfg())[1].to('meta')
+    deploy(model, Deployment(engine='compile'))
+    assert model.network[0] == 'compiled'
+
+
+def test_what_is_compiled_knows_its_form(folder):
+    """The order in memory and the precision decide the program."""
+    needs('compile')
+    names = set()
+    for form in (dict(), dict(channels_last=False), dict(precision='bf16')):
+        model = pair(recnext_cfg())[1]
+        deploy(model, Deployment(engine='compile', **form))
+        names.add(digest(model.network.made_of))
+    assert len(names) == 3
+
+
+@pytest.mark.full
+def test_bfloat16_is_compiled(folder):
+    needs('compile')
+    model = pair(recnext_cfg())[1]
+    deploy(model, Deployment(engine='compile', precision='bf16'))
+    logits = model.network(smooth_images(1))  # compared with PyTorch's
+    assert logits.dtype == torch.float32 and len(entries(folder)) == 1
 
 
 def test_an_engine_of_the_processor_on_another_device(folder):

@@ -33,10 +33,10 @@ class Deployment:
         fuse: What to fold: ``'none'``, ``'norms'`` or ``'all'``; see :meth:`DeployableModel.switch_to_deploy`.
         precision: Of weights and activations, one of :data:`PRECISIONS`; not every engine has each.
         channels_last: Keep weights and activations in channels-last order; OpenVINO and ONNX Runtime choose theirs.
-        engine: One of :data:`ENGINES`. ``'compile'`` is torch.compile, which takes a minute or more when the first
-            images come; ``'cudagraph'`` records what runs on an NVIDIA GPU: see :class:`.GraphedNetwork`. Those that
-            are not PyTorch convert the network when images come, and find it in a cache the next time: see
-            :class:`.ConvertedNetwork`.
+        engine: One of :data:`ENGINES`. ``'cudagraph'`` records what runs on an NVIDIA GPU: see
+            :class:`.GraphedNetwork`. ``'compile'`` is torch.compile there and on other accelerators, and takes a
+            minute or more when the first images come. On the processor it and those that are not PyTorch convert the
+            network when images come, and find it in a cache the next time: see :class:`.ConvertedNetwork`.
         calibrate: Folder of images like those to come, for ``'int8'``.
         keep_float: Patterns of names of modules that stay in floating point in ``'int8'``.
 
@@ -116,13 +116,13 @@ def deploy(model: DeployableModel, deployment: Deployment = DEFAULT) -> None:
             print_log(f'{SLOW_IN_16_BITS} Use --precision fp32.', logger='current', level=logging.WARNING)
         pair_downsampling(model)
         model.set_format(DTYPES[deployment.precision], deployment.channels_last)
-    if deployment.engine == 'compile':
+    if deployment.engine == 'compile' and device.type != 'cpu':
         model.network = torch.compile(model.network)
     elif deployment.engine == 'cudagraph':
         from ..runtimes.cuda_graph import GraphedNetwork
 
         model.network = GraphedNetwork(model.network)
-    elif not deployment.in_torch:
+    elif deployment.engine != 'torch':
         from ..runtimes.network import ConvertedNetwork
         from .calibration import calibration_of
 
@@ -138,6 +138,7 @@ class Logits(nn.Module):
     def __init__(self, model: DeployableModel) -> None:
         super().__init__()
         self.model = copy.copy(model)
+        self.input_format = str(model._input_format)  # part of what it is made of: see .runtimes.identity
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.network(images)

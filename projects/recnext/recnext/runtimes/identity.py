@@ -20,6 +20,10 @@ NO_MATTER = ('init_cfg', 'train_cfg', 'training')
 """Settings of a module that change nothing of a trained network: among them where its weights were read."""
 
 
+ROOM = ('calibration.py', 'capture.py', 'inductor.py', 'onnx.py', 'openvino.py')
+"""Files of this room that decide how a network is converted."""
+
+
 def identify(module: nn.Module, **more: str) -> dict[str, str]:
     """What decides how a network is converted: its weights, its settings, its code, PyTorch and the processor.
 
@@ -81,7 +85,7 @@ def _digest_settings(module: nn.Module) -> str:
 def _digest_code(module: nn.Module) -> str:
     """Of the files in which the classes of all modules and their parents are defined, and of this room."""
     classes = {parent for part in module.modules() for parent in type(part).__mro__ if parent is not object}
-    files = {Path(__file__).parent / name for name in ('calibration.py', 'capture.py', 'onnx.py', 'openvino.py')}
+    files = {Path(__file__).parent / name for name in ROOM}
     for kind in classes:
         try:
             files.add(Path(inspect.getfile(kind)))

@@ -19,11 +19,12 @@ from .calibration import Calibration
 from .capture import LEAST, STRIDE, any_size, capture
 from .engine import Engine, Network
 from .identity import digest, identify, identify_images, version_of
+from .inductor import InductorEngine
 from .onnx import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine
 
-ENGINES: dict[str, Engine] = dict(openvino=OpenVinoEngine(), onnxruntime=OnnxRuntimeEngine())
-"""By the words that the tools use. PyTorch itself and its compiler need no conversion."""
+ENGINES: dict[str, Engine] = dict(compile=InductorEngine(), openvino=OpenVinoEngine(), onnxruntime=OnnxRuntimeEngine())
+"""By the words that the tools use. PyTorch itself needs no conversion."""
 
 LARGEST_ERROR = dict(fp32=1e-4, bf16=0.1, int8=0.5)
 """Of a logit against PyTorch's, relative to the largest one. A converted network that is further off is refused."""
