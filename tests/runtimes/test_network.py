@@ -369,9 +369,11 @@ def test_an_engine_that_is_not_installed(monkeypatch, absent, form, message):
         Deployment(**form)
 
 
-def test_no_compiler(tiny, tmp_path):
+def test_no_compiler(tiny, scenes, tmp_path):
     environment = dict(os.environ, CXX='no-compiler')
-    result = run_tool('infer', *tiny, tmp_path, '--device', 'cpu', '--compile', fresh=True, env=environment)
+    image = min((scenes / 'images' / 'validation').iterdir())
+    args = ('--out-dir', tmp_path / 'out', '--device', 'cpu', '--compile')
+    result = run_tool('infer', *tiny, image, *args, fresh=True, env=environment)
     assert_user_error(result, 'compile needs a C++ compiler, and finds none here', '--engine torch')
 
 
