@@ -32,8 +32,9 @@ demo: setup $(SCENES)
 	$(RUN) tools/test.py $(DEMO_CONFIG) $(DEMO)/iter_350.pth --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 	@echo "Pictures of image | truth | prediction: $(DEMO)/pictures"
 
-# Two processes, a file of tests at a time: what a file prepares is prepared once.
-TEST := $(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
+# Two processes, a file of tests at a time: what a file prepares is prepared once. Threads that wait for one another
+# sleep: on cores that all share, those that spin instead make everything several times slower.
+TEST := OMP_WAIT_POLICY=PASSIVE $(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test: setup
 	$(TEST)
