@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.exports import SIZE, export_to, left_behind, picture, pixels, write_tiny
+from helpers.exports import SIZE, export_to, left_behind, picture, pixels
 from torch import nn
 
 from projects.recnext.recnext.export import exporter
@@ -70,21 +69,6 @@ def backend_of(name: str, precision: str) -> Backend:
         except UserError as error:
             pytest.skip(f'needs {runtime.PACKAGE} {runtime.VERSION}, from the cache or by npm: {error}')
     return BACKENDS[name](precision)
-
-
-@pytest.fixture(scope='module')
-def few(tmp_path_factory) -> tuple[str, str]:
-    """Config and checkpoint of a small segmentor of three classes, whose labels 8 bits can keep."""
-    return write_tiny(tmp_path_factory.mktemp('few'), 'conv', classes=3)
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory) -> Path:
-    """A folder of four pictures to calibrate with."""
-    folder = tmp_path_factory.mktemp('photos')
-    for seed in range(4):
-        cv2.imwrite(str(folder / f'{seed}.png'), picture((80, 96), 20 + seed))
-    return folder
 
 
 def options_of(precision: str, photos: Path) -> dict:

@@ -3,27 +3,30 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.exports import SIZE, export_to, labels_of, left_behind, picture, pixels, scores_of, write_tiny
+from helpers.exports import (
+    SIZE,
+    assert_fall_of_miou_is_refused,
+    assert_spoilt_input_is_refused,
+    export_to,
+    labels_of,
+    left_behind,
+    normalise_twice,
+    picture,
+    pixels,
+    scores_of,
+    swap_channels,
+)
 from helpers.reference import ROOT
 
 from projects.recnext.recnext.export import executorch as executorch_export
 from projects.recnext.recnext.export.backend import ExportOptions
-from projects.recnext.recnext.export.executorch import (
-    ExecutorchBackend,
-    modules_of,
-    open_program,
-    quantize,
-    read_metadata,
-)
-from projects.recnext.recnext.export.images import Images, find_images
+from projects.recnext.recnext.export.executorch import ExecutorchBackend, open_program, quantize, read_metadata
 from projects.recnext.recnext.export.quantization import find_calibration
 from projects.recnext.recnext.export.source import load_source
-from projects.recnext.recnext.export.verification import Model, verify
-from projects.recnext.recnext.runtimes.capture import capture
+from projects.recnext.recnext.runtimes.capture import capture, modules_of
 from projects.recnext.recnext.utils.errors import UserError
 
 pytest.importorskip('executorch')
@@ -73,14 +76,6 @@ def test_an_image_of_another_size_is_refused(exported):
         open_program(exported.path)(pixels(picture(SIZE[::-1])))
 
 
-def swap_channels(image: np.ndarray) -> np.ndarray:
-    return image[:, ::-1]
-
-
-def normalise_twice(image: np.ndarray) -> np.ndarray:
-    return (image - 116) / 57
-
-
 def read_channels_last(image: np.ndarray) -> np.ndarray:
     """What the runtime sees of an image whose memory lies in another order."""
     return np.ascontiguousarray(image.transpose(0, 2, 3, 1)).reshape(image.shape)
@@ -88,31 +83,7 @@ def read_channels_last(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize('spoil', [swap_channels, normalise_twice, read_channels_last])
 def test_wrong_input_would_not_pass_as_verified(exported, spoil):
-    predict: Model = open_program(exported.path)
-    source = load_source(*exported.source, 'norms')
-    images = find_images(source.cfg, None)
-
-    def compare(model: Model) -> None:
-        verify(model, source.original, 'segmentor', [SIZE], images).check('fp32')
-
-    compare(predict)
-    with pytest.raises(UserError, match='The saved model is wrong'):
-        compare(lambda image: predict(spoil(image)))
-
-
-@pytest.fixture(scope='module')
-def few(tmp_path_factory) -> tuple[str, str]:
-    """Config and checkpoint of a small segmentor of three classes, whose labels 8 bits can keep."""
-    return write_tiny(tmp_path_factory.mktemp('few'), 'conv', classes=3)
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory) -> Path:
-    """A folder of four pictures to calibrate with."""
-    folder = tmp_path_factory.mktemp('photos')
-    for seed in range(4):
-        cv2.imwrite(str(folder / f'{seed}.png'), picture((80, 96), 20 + seed))
-    return folder
+    assert_spoilt_input_is_refused(open_program(exported.path), exported.source, spoil)
 
 
 KEPT = ['decode_head.conv_seg', 'backbone.stages.*.token_mixer']
@@ -148,17 +119,7 @@ def test_a_file_in_eight_bits_is_within_its_bounds(few, scenes, photos, tmp_path
     rows = dict(line.split(maxsplit=1) for line in table.splitlines() if not line.startswith('kept'))
     assert rows['calibrated'].startswith(f'with 4 of 4 images of {photos}; few')
     assert rows['precision'].startswith('int8') and 'points' in rows['mIoU'] and left_behind(tmp_path) == ['a.pte']
-    source = load_source(*few, 'norms')
-    images = find_images(source.cfg, None)
-    # If the network's own labels were the truth, its mIoU would be 100.
-    truth = [labels_of(few, cv2.resize(image, SIZE[::-1])) for image in images.images]
-    images = Images('scenes', images.images, truth)
-    agreement = verify(open_program(path), source.original, 'segmentor', [SIZE], images)
-    network, file = agreement.mious
-    assert network == pytest.approx(100) and 80 < file < 100
-    agreement.check('int8', max_drop=network - file + 0.01)
-    with pytest.raises(UserError, match='--max-drop allows 0'):
-        agreement.check('int8', max_drop=0)
+    assert_fall_of_miou_is_refused(open_program(path), few)
 
 
 def test_semantic_fpn_folded_is_refused_in_eight_bits(few, photos, tmp_path):

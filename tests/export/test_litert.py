@@ -3,17 +3,25 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.exports import SIZE, export_to, labels_of, left_behind, picture, pixels, scores_of, write_tiny
+from helpers.exports import (
+    SIZE,
+    assert_fall_of_miou_is_refused,
+    assert_spoilt_input_is_refused,
+    export_to,
+    left_behind,
+    normalise_twice,
+    picture,
+    pixels,
+    scores_of,
+    swap_channels,
+)
 from helpers.reference import ROOT
 
-from projects.recnext.recnext.export.images import Images, find_images
 from projects.recnext.recnext.export.litert import LitertBackend, module_of, open_model, read_metadata
 from projects.recnext.recnext.export.source import load_source
-from projects.recnext.recnext.export.verification import Model, verify
 from projects.recnext.recnext.utils.errors import UserError
 
 pytest.importorskip('litert_torch')
@@ -80,14 +88,6 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         open_model(tmp_path / 'a.tflite')
 
 
-def swap_channels(image: np.ndarray) -> np.ndarray:
-    return image[:, ::-1]
-
-
-def normalise_twice(image: np.ndarray) -> np.ndarray:
-    return (image - 116) / 57
-
-
 def read_planes(image: np.ndarray) -> np.ndarray:
     """What the interpreter sees of an image whose memory lies in planes."""
     return np.ascontiguousarray(image).reshape(1, *image.shape[2:], 3).transpose(0, 3, 1, 2)
@@ -95,31 +95,7 @@ def read_planes(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize('spoil', [swap_channels, normalise_twice, read_planes])
 def test_wrong_input_would_not_pass_as_verified(exported, spoil):
-    predict: Model = open_model(exported.path)
-    source = load_source(*exported.source, 'norms')
-    images = find_images(source.cfg, None)
-
-    def compare(model: Model) -> None:
-        verify(model, source.original, 'segmentor', [SIZE], images).check('fp32')
-
-    compare(predict)
-    with pytest.raises(UserError, match='The saved model is wrong'):
-        compare(lambda image: predict(spoil(image)))
-
-
-@pytest.fixture(scope='module')
-def few(tmp_path_factory) -> tuple[str, str]:
-    """Config and checkpoint of a small segmentor of three classes, whose labels 8 bits can keep."""
-    return write_tiny(tmp_path_factory.mktemp('few'), 'conv', classes=3)
-
-
-@pytest.fixture(scope='module')
-def photos(tmp_path_factory) -> Path:
-    """A folder of four pictures to calibrate with."""
-    folder = tmp_path_factory.mktemp('photos')
-    for seed in range(4):
-        cv2.imwrite(str(folder / f'{seed}.png'), picture((80, 96), 20 + seed))
-    return folder
+    assert_spoilt_input_is_refused(open_model(exported.path), exported.source, spoil)
 
 
 def kernels_of(path: Path) -> dict[str, set[int]]:
@@ -172,17 +148,7 @@ def test_a_file_in_eight_bits_is_within_its_bounds(few, scenes, photos, tmp_path
     rows = dict(line.split(maxsplit=1) for line in table.splitlines() if not line.startswith('kept'))
     assert rows['calibrated'].startswith(f'with 4 of 4 images of {photos}; few')
     assert rows['precision'].startswith('int8') and 'points' in rows['mIoU'] and left_behind(tmp_path) == ['a.tflite']
-    source = load_source(*few, fuse)
-    images = find_images(source.cfg, None)
-    # If the network's own labels were the truth, its mIoU would be 100.
-    truth = [labels_of(few, cv2.resize(image, SIZE[::-1])) for image in images.images]
-    images = Images('scenes', images.images, truth)
-    agreement = verify(open_model(path), source.original, 'segmentor', [SIZE], images)
-    network, file = agreement.mious
-    assert network == pytest.approx(100) and 80 < file < 100
-    agreement.check('int8', max_drop=network - file + 0.01)
-    with pytest.raises(UserError, match='--max-drop allows 0'):
-        agreement.check('int8', max_drop=0)
+    assert_fall_of_miou_is_refused(open_model(path), few)
 
 
 @pytest.mark.full

@@ -1,8 +1,7 @@
 """The table of one checkpoint in every format and precision: its figures are those of the files."""
 
-import cv2
 import pytest
-from helpers.exports import SIZE, picture, write_tiny
+from helpers.exports import SIZE
 
 from projects.recnext.recnext.export import study as study_module
 from projects.recnext.recnext.export.backend import ExportOptions
@@ -11,20 +10,15 @@ from projects.recnext.recnext.utils.errors import UserError
 
 
 @pytest.fixture(scope='module')
-def lines(full, tmp_path_factory, scenes) -> list[str]:
-    """Of a small segmentor of three classes; without ``--full`` in the first and the last precision of ONNX alone."""
-    folder = tmp_path_factory.mktemp('study')
-    (folder / 'photos').mkdir()
-    for seed in range(2):
-        cv2.imwrite(str(folder / 'photos' / f'{seed}.png'), picture((80, 96), 20 + seed))
-    source = write_tiny(folder, 'conv', classes=3)
-    options = ExportOptions(size=[SIZE], calibrate=str(folder / 'photos'))
+def lines(full, few, photos, scenes) -> list[str]:
+    """Without ``--full`` in the first and the last precision of ONNX alone."""
+    options = ExportOptions(size=[SIZE], calibrate=str(photos))
     targets = TARGETS if full else {name: TARGETS[name] for name in ('onnx fp32', 'onnx int8')}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, 'TARGETS', targets)
         patch.setattr(study_module, 'ROUNDS', 2)
         data = {'test_dataloader.dataset.data_root': str(scenes)}
-        return list(study(*source, options, parts=full, cfg_options=data))
+        return list(study(*few, options, parts=full, cfg_options=data))
 
 
 def rows_of(lines: list[str], kind: str) -> dict[str, str]:
@@ -42,7 +36,7 @@ def test_every_target_has_its_row(lines, full):
     size, share, _, miou, change = measured['onnx int8'].split()
     assert float(size) < 0.7 * float(measured['onnx fp32'].split()[0])
     assert 90 < float(share) < 100 and float(miou) > 0 and abs(float(change)) < 10
-    assert '2 of 2 images' in lines[0] and '3 images' in lines[0]
+    assert '4 of 4 images' in lines[0] and '3 images' in lines[0]
 
 
 def test_times_and_the_slowest_operations(lines):

@@ -1,9 +1,11 @@
 """A segmentor small enough to export it many times over, and what PyTorch makes of an image with it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,8 +16,11 @@ from projects.recnext.recnext.datasets.samples.scenes import make_scene
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.export.backend import Backend, ExportOptions
 from projects.recnext.recnext.export.exporter import export
+from projects.recnext.recnext.export.images import Images, find_images
 from projects.recnext.recnext.export.source import load_source
+from projects.recnext.recnext.export.verification import Model, verify
 from projects.recnext.recnext.models.builder import build_without_weights
+from projects.recnext.recnext.utils.errors import UserError
 
 SIZE = (64, 128)
 
@@ -73,6 +78,43 @@ def picture(size: tuple[int, int], seed: int = 5) -> np.ndarray:
 def pixels(image: np.ndarray) -> np.ndarray:
     """A picture as exported files take it: (1, 3, H, W), RGB from 0 to 255."""
     return image[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def swap_channels(image: np.ndarray) -> np.ndarray:
+    return image[:, ::-1]
+
+
+def normalise_twice(image: np.ndarray) -> np.ndarray:
+    return (image - 116) / 57
+
+
+def assert_spoilt_input_is_refused(
+    predict: Model, source: tuple[str, str], spoil: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """A file is verified, and no longer is if its images are spoilt first."""
+    loaded = load_source(*source, 'norms')
+    images = find_images(loaded.cfg, None)
+
+    def compare(model: Model) -> None:
+        verify(model, loaded.original, 'segmentor', [SIZE], images).check('fp32')
+
+    compare(predict)
+    with pytest.raises(UserError, match='The saved model is wrong'):
+        compare(lambda image: predict(spoil(image)))
+
+
+def assert_fall_of_miou_is_refused(predict: Model, source: tuple[str, str]) -> None:
+    """A file in 8 bits is, by what its labels lose of the network's own."""
+    loaded = load_source(*source, 'none')
+    images = find_images(loaded.cfg, None)
+    # If the network's own labels were the truth, its mIoU would be 100.
+    truth = [labels_of(source, cv2.resize(image, SIZE[::-1])) for image in images.images]
+    agreement = verify(predict, loaded.original, 'segmentor', [SIZE], Images('scenes', images.images, truth))
+    network, file = agreement.mious
+    assert network == pytest.approx(100) and 80 < file < 100
+    agreement.check('int8', max_drop=network - file + 0.01)
+    with pytest.raises(UserError, match=r'mIoU falls from 100.00 .*\n?.*--max-drop allows 0'):
+        agreement.check('int8', max_drop=0)
 
 
 def left_behind(folder: Path) -> list[str]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..utils.errors import UserError
 from .capture import Wrapper
-from .sizes import ImageSizes
+from .sizes import ImageSizes, check_sizes
 from .source import Source
 from .verification import Model
 
@@ -71,6 +72,22 @@ class OfPrecision:
     @property
     def calibrated(self) -> bool:
         return self.precision == 'int8'
+
+
+class OfOneSize(OfPrecision):
+    """What follows for a format whose files take single images of one size: see :class:`Backend`."""
+
+    suffix: str
+    single = True
+
+    def check(self, options: ExportOptions) -> None:
+        if options.size and len(options.size) > 1:
+            raise UserError(f'A {self.suffix} file has one fixed size; found several.')
+
+    def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
+        sizes = asked or [source.crop_size]
+        check_sizes(sizes)
+        return ImageSizes(sizes)
 
 
 class Backend(Protocol):

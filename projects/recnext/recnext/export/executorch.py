@@ -5,7 +5,7 @@ import importlib.util
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,12 +16,12 @@ from torch.export import ExportedProgram
 
 from ..models.folded_fpn import FoldedLevel
 from ..runtimes.calibration import Calibration
-from ..runtimes.capture import capture
+from ..runtimes.capture import capture, modules_of
 from ..utils.errors import UserError
-from .backend import ExportOptions, OfPrecision, SavedModel
+from .backend import ExportOptions, OfOneSize, SavedModel
 from .capture import Wrapper
 from .latency import compare_latency
-from .sizes import ImageSizes, check_sizes
+from .sizes import ImageSizes
 from .source import Source
 from .verification import Model
 
@@ -56,7 +56,7 @@ class ExecutorchModel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ExecutorchBackend(OfPrecision):
+class ExecutorchBackend(OfOneSize):
     """One ``.pte`` file for single images of one size, computed by XNNPACK on the processor.
 
     What it says of itself is the string that its method ``metadata`` gives: JSON.
@@ -69,7 +69,6 @@ class ExecutorchBackend(OfPrecision):
     precision: str = 'fp32'
 
     suffix = '.pte'
-    single = True
 
     @property
     def stored(self) -> str:
@@ -78,13 +77,7 @@ class ExecutorchBackend(OfPrecision):
     def check(self, options: ExportOptions) -> None:
         if importlib.util.find_spec('executorch') is None:
             raise UserError('ExecuTorch is not installed: pip install "executorch>=1.5.1"')
-        if options.size and len(options.size) > 1:
-            raise UserError('A .pte file has one fixed size; found several.')
-
-    def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
-        sizes = asked or [source.crop_size]
-        check_sizes(sizes)
-        return ImageSizes(sizes)
+        super().check(options)
 
     def convert(
         self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
@@ -203,11 +196,6 @@ def quantize(program: ExportedProgram, calibration: Calibration) -> ExportedProg
     for image in calibration:
         prepared(torch.from_numpy(image))
     return torch.export.export(convert_pt2e(prepared), program.example_inputs[0])
-
-
-def modules_of(node: torch.fx.Node) -> list[str]:
-    """The names of the modules that an operation was captured in."""
-    return [name for name, _ in node.meta.get('nn_module_stack', {}).values() if name]
 
 
 @contextlib.contextmanager

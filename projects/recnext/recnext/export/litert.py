@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..runtimes.calibration import Calibration
+from ..runtimes.capture import modules_of
 from ..utils.errors import UserError
-from .backend import ExportOptions, OfPrecision, SavedModel
+from .backend import ExportOptions, OfOneSize, SavedModel
 from .capture import Wrapper
 from .latency import compare_latency
-from .sizes import ImageSizes, check_sizes
+from .sizes import ImageSizes
 from .source import Source
 from .verification import Model
 
@@ -80,7 +81,7 @@ class LitertModel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LitertBackend(OfPrecision):
+class LitertBackend(OfOneSize):
     """One ``.tflite`` file for single images of one size, channels last.
 
     Args:
@@ -90,7 +91,6 @@ class LitertBackend(OfPrecision):
     precision: str = 'fp32'
 
     suffix = '.tflite'
-    single = True
 
     @property
     def stored(self) -> str:
@@ -99,13 +99,7 @@ class LitertBackend(OfPrecision):
     def check(self, options: ExportOptions) -> None:
         if importlib.util.find_spec('litert_torch') is None:
             raise UserError('LiteRT is not installed: pip install "litert-torch>=0.10.0"')
-        if options.size and len(options.size) > 1:
-            raise UserError('A .tflite file has one fixed size; found several.')
-
-    def choose_sizes(self, asked: Sequence[tuple[int, int]], source: Source) -> ImageSizes:
-        sizes = asked or [source.crop_size]
-        check_sizes(sizes)
-        return ImageSizes(sizes)
+        super().check(options)
 
     def convert(
         self, wrapper: Wrapper, sizes: ImageSizes, source: Source, calibration: Calibration | None = None
@@ -265,7 +259,7 @@ def _named_by_module() -> Iterator[None]:
     given = _build._get_hierarchy
 
     def name_of_module(node: torch.fx.Node) -> str:
-        names = [name for name, _ in node.meta.get('nn_module_stack', {}).values()]
+        names = modules_of(node)
         return f'{names[-1].removeprefix("wrapped.") if names else ""};'
 
     _build._get_hierarchy = name_of_module

@@ -42,6 +42,12 @@ class Source(NamedTuple):
             )
         return tuple(size)
 
+    def fold(self, fuse: str) -> 'Source':
+        """The same weights, folded in another way: see :meth:`.DeployableModel.switch_to_deploy`."""
+        folded = copy.deepcopy(self.original)
+        folded.switch_to_deploy(fuse)
+        return self._replace(folded=folded)
+
     def wrap(self, part: str, output: str, single: bool) -> Wrapper:
         """The folded network, or its backbone, as an exporter takes it."""
         if part == 'backbone':
@@ -87,6 +93,4 @@ def load_source(config: str, checkpoint: str, fuse: str, cfg_options: dict | Non
     cfg, file, _, original = load_segmentor(config, checkpoint, cfg_options)
     sha256 = sha256_of(file)
     release = find_recorded_release(Path(file).parent, sha256, sha256_of_weights(original.state_dict()))
-    folded = copy.deepcopy(original)
-    folded.switch_to_deploy(fuse)
-    return Source(cfg, config, file, sha256, release, original, folded)
+    return Source(cfg, config, file, sha256, release, original, folded=original).fold(fuse)

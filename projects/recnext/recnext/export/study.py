@@ -96,8 +96,8 @@ def study(
     TARGETS['onnx fp32'].backend.check(options)  # what the others are compared with
     import onnx
 
-    sources = {fuse: load_source(config, checkpoint, fuse, cfg_options) for fuse in ('all', 'norms')}
-    source = sources['all']
+    source = load_source(config, checkpoint, 'all', cfg_options)
+    sources = dict(all=source, norms=source.fold('norms'))
     size = tuple(options.size[0]) if options.size else source.crop_size
     sizes = ImageSizes([size])
     images = find_images(source.cfg, options.images, annotated=True)

@@ -7,6 +7,7 @@ import torch
 from mmseg.models.utils import Upsample
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 
 STRIDE = 32
 """The largest stride of the network, in pixels: image sizes are multiples of it."""
@@ -39,6 +40,11 @@ def capture(
         module = with_factors(module)
     with torch.no_grad():
         return torch.export.export(module.eval(), (images,), dynamic_shapes=(dynamic,) if dynamic else None)
+
+
+def modules_of(node: Node) -> list[str]:
+    """The names of the modules that an operation of a graph was captured in, from the outermost."""
+    return [name for name, _ in node.meta.get('nn_module_stack', {}).values() if name]
 
 
 def with_factors(module: nn.Module) -> nn.Module:
