@@ -10,7 +10,7 @@ from helpers.tools import assert_user_error, run_tool
 from projects.recnext.recnext.apis.test import test as run_test
 from projects.recnext.recnext.apis.train import train as run_train
 from projects.recnext.recnext.engine.config import load_config
-from projects.recnext.recnext.engine.config_check import check_keys, check_parts_fit
+from projects.recnext.recnext.engine.config_check import check_keys, check_optimizer, check_parts_fit
 from projects.recnext.recnext.utils.errors import UserError
 
 ONE_EACH = [path for path in CLASSIFIER_CONFIGS if re.search('m0_|a3-dist', path.name)] + SEGMENTOR_CONFIGS
@@ -42,8 +42,6 @@ MISTAKES = [
     ({'train_cfg.max_iter': 3}, 'train_cfg.max_iter is unknown', 'mean max_iters?'),
     ({'default_hooks.logger.intervall': 3}, 'default_hooks.logger.intervall', 'mean interval?'),
     ({'optim_wrapper.optimizer.lr': 'small'}, "optim_wrapper.optimizer.lr is the text 'small'", 'expected a number'),
-    ({'optim_wrapper.optimizer.lr': -1}, 'lr=-1', 'Invalid learning rate'),
-    ({'optim_wrapper.optimizer.lr': [1e-3]}, 'optim_wrapper.optimizer', 'cannot be built'),
     ({'model.backbone.norm_eval': 'no'}, "model.backbone.norm_eval is the text 'no'", 'True or False'),
     ({'optim_wrapper': 5}, 'optim_wrapper is 5', 'expected a dict'),
 ]
@@ -53,6 +51,15 @@ MISTAKES = [
 def test_mistakes_are_named(options, words, advice):
     with pytest.raises(UserError) as caught:
         check_keys(load_config(config_of('m3'), options))
+    assert words in str(caught.value) and advice in str(caught.value) and len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ('rate', 'words', 'advice'), [(-1, 'lr=-1', 'Invalid learning rate'), ([1e-3], 'lr=[0.001]', 'cannot be built')]
+)
+def test_an_optimizer_that_cannot_be_built_is_named(rate, words, advice):
+    with pytest.raises(UserError) as caught:
+        check_optimizer(load_config(config_of('m3'), {'optim_wrapper.optimizer.lr': rate}))
     assert words in str(caught.value) and advice in str(caught.value) and len(str(caught.value).splitlines()) <= 2
 
 

@@ -37,10 +37,18 @@ def stand_in_for_mmcv_ops() -> bool:
     return subprocess.run([sys.executable, '-c', 'import mmseg.models'], capture_output=True).returncode != 0
 
 
+def shard_when_asked() -> bool:
+    """That mmengine's runner brings PyTorch's ways to shard a model along."""
+    importlib.import_module('mmengine.runner')
+    return 'torch.distributed.fsdp' in sys.modules
+
+
 def import_when_used() -> bool:
-    """That mmseg's models bring timm and scipy's parts along."""
+    """That mmseg brings timm, scipy's parts and a vocabulary along."""
     importlib.import_module('mmseg.models')
-    return any(name in sys.modules for name in ('timm', 'scipy.interpolate', 'scipy.ndimage', 'scipy.optimize'))
+    importlib.import_module('mmseg.datasets')
+    scipy = ('scipy.interpolate', 'scipy.ndimage', 'scipy.optimize')
+    return any(name in sys.modules for name in ('timm', 'mmseg.utils.tokenizer', *scipy))
 
 
 def find_packages_without_pkg_resources() -> bool:
@@ -126,6 +134,17 @@ def resume_from_newest_complete() -> bool:
             torch.save({}, Path(folder, f'iter_{iteration}.pth'))
         Path(folder, 'last_checkpoint').write_text(f'{folder}/iter_1.pth')
         return Path(find_latest_checkpoint(folder)).name != 'iter_2.pth'
+
+
+def log_versions_without_importing() -> bool:
+    """That the start of a run brings torchvision along; without the repairs, which timm has done here by now."""
+    if not REPAIRED:
+        code = 'from mmengine.runner import runner; import sys; runner.collect_env(); sys.exit("torchvision" in {})'
+        return subprocess.run([sys.executable, '-c', code.format('sys.modules')], capture_output=True).returncode != 0
+    from mmengine.runner import runner
+
+    assert 'torchvision' not in sys.modules and runner.collect_env()['TorchVision']
+    return 'torchvision' in sys.modules
 
 
 def silence_unavoidable_warnings() -> bool:

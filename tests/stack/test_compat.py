@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 from threading import Thread
+from typing import NoReturn
 
 import mmengine.config.config
 import mmengine.utils
@@ -18,11 +20,11 @@ import torch
 from helpers.malicious import Command
 from helpers.reference import ROOT
 from mmengine.logging import MessageHub
-from mmengine.runner import checkpoint
+from mmengine.runner import checkpoint, runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import package_utils
 from mmseg.models.backbones import beit
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from projects.recnext.recnext import compat
 from projects.recnext.recnext.weights.checkpoint import CheckpointError
@@ -79,13 +81,15 @@ MASK = numpy.array([[1, 1, 0], [1, 1, 1]])
 @pytest.mark.parametrize(
     ('module', 'use', 'expected'),
     [
-        ('losses.huasdorff_distance_loss', lambda module: module.distance(MASK), distance_transform_edt(MASK)),
-        ('assigners.hungarian_assigner', lambda m: m.linear_sum_assignment([[2, 1], [1, 2]]), ([0, 1], [1, 0])),
-        ('backbones.beit', lambda module: module.interpolate.interp1d([0, 1], [0, 2])([0.5]), [1.0]),
+        ('models.losses.huasdorff_distance_loss', lambda module: module.distance(MASK), distance_transform_edt(MASK)),
+        ('models.assigners.hungarian_assigner', lambda m: m.linear_sum_assignment([[2, 1], [1, 2]]), ([0, 1], [1, 0])),
+        ('models.backbones.beit', lambda module: module.interpolate.interp1d([0, 1], [0, 2])([0.5]), [1.0]),
+        ('models.text_encoder.clip_text_encoder', lambda module: module.tokenizer.tokenize('a cat').shape, (1, 77)),
+        ('datasets.transforms.transforms', lambda m: m.gaussian_filter(MASK * 1.0, 1), gaussian_filter(MASK * 1.0, 1)),
     ],
 )
 def test_what_is_imported_when_it_is_used_gives_the_real_thing(module, use, expected):
-    found = use(pytest.importorskip(f'mmseg.models.{module}'))  # mmsegmentation 1.0 lacks two of them
+    found = use(pytest.importorskip(f'mmseg.{module}'))  # mmsegmentation 1.0 lacks some of them
     assert numpy.array_equal(found, expected)
 
 
@@ -115,6 +119,52 @@ def test_a_stand_in_can_be_looked_for(monkeypatch):
 def test_what_is_nowhere_is_an_error_when_it_is_used():
     with pytest.raises(AttributeError, match='no attribute'):
         beit.interpolate.interp3d([0, 1], [0, 2])
+
+
+SHARDING = """
+import os, sys
+import projects.recnext.recnext, mmengine.model, mmengine.runner
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, STRATEGIES
+from mmengine.model import is_model_wrapper
+import torch
+weight = torch.nn.Parameter(torch.ones(1))
+assert not is_model_wrapper(torch.nn.ReLU())
+assert 'torch.distributed.fsdp' not in sys.modules
+os.environ.update(MASTER_ADDR='localhost', MASTER_PORT='0')
+torch.distributed.init_process_group('gloo', rank=0, world_size=1, store=torch.distributed.HashStore())
+optimizer = OPTIMIZERS.build(dict(type='ZeroRedundancyOptimizer', optimizer_type='SGD', lr=0.5, params=[weight]))
+weight.grad = torch.ones(1)
+optimizer.step()
+assert weight.item() == 0.5
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
+assert isinstance(optimizer, ZeroRedundancyOptimizer) and type(optimizer) is mmengine.optim.ZeroRedundancyOptimizer
+wrapper = MODEL_WRAPPERS.get('mmengine.MMFullyShardedDataParallel')
+assert issubclass(wrapper, FullyShardedDataParallel) and wrapper is mmengine.model.MMFullyShardedDataParallel
+from mmengine._strategy import FSDPStrategy
+assert STRATEGIES.get('FSDPStrategy') is FSDPStrategy and MODEL_WRAPPERS.get('mmengine._strategy.FSDPStrategy')
+assert not hasattr(mmengine.model, 'Nothing') and OPTIMIZERS.get('Nothing') is None
+"""
+
+
+def test_what_shards_is_there_for_who_asks():
+    """By a name in a config or from mmengine's packages, and it works as ever."""
+    result = python(SHARDING)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_version_is_logged_and_nothing_imported_for_it(monkeypatch):
+    """The version is that of the package; where none is installed, none is logged."""
+    monkeypatch.delitem(sys.modules, 'torchvision', raising=False)
+    assert runner.collect_env()['TorchVision'] == metadata.version('torchvision')
+    assert 'torchvision' not in sys.modules
+    monkeypatch.setitem(sys.modules, 'torchvision', None)  # as if it were not installed
+    monkeypatch.setattr(compat.metadata, 'version', missing)
+    assert 'TorchVision' not in runner.collect_env()
+
+
+def missing(name: str) -> NoReturn:
+    raise metadata.PackageNotFoundError(name)
 
 
 def test_stand_in_keeps_away_from_a_compiled_mmcv(monkeypatch):

@@ -5,6 +5,7 @@ says whether it found its defect; :data:`ACTIVE` has the names of those that did
 looks for the defects themselves, and ``tests/stack/stacks.py`` does so with other versions of everything.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
@@ -32,6 +33,13 @@ except ModuleNotFoundError:  # on a machine that takes no packages but those it 
 
 
 MMCV_OPS = 'mmcv.ops'
+
+SHARDED = {
+    'ZeroRedundancyOptimizer': 'mmengine.optim.optimizer.zero_optimizer',
+    'MMFullyShardedDataParallel': 'mmengine.model.wrappers.fully_sharded_distributed',
+    'FSDPStrategy': 'mmengine._strategy.fsdp',
+}
+"""What mmengine makes of PyTorch's ways to shard a model, and where."""
 
 ACTIVE: list[str] = []
 """Names of the repairs that were needed so far."""
@@ -97,31 +105,87 @@ def _not_compiled(self: object, *_: object, **__: object) -> NoReturn:
     )
 
 
+def shard_when_asked() -> bool:
+    """Let mmengine be imported without waiting for PyTorch's ways to shard a model.
+
+    Defect: mmengine derives three classes from FSDP and ZeRO while it is imported, which bring sympy along, a second of
+    work, though a run needs them only where its config names them.
+
+    Repair: their modules are imported when a registry or one of mmengine's packages is asked for one of the three.
+    """
+    from mmengine.registry import Registry
+
+    folder = Path(sys.modules['mmengine'].__file__).parent
+    there = {
+        name: module
+        for name, module in SHARDED.items()
+        if module not in sys.modules and folder.joinpath(*module.split('.')[1:]).with_suffix('.py').exists()
+    }
+    if not there:
+        return False
+    for name, module in there.items():
+        sys.modules[module] = _WhenUsed(module)
+        # The outermost package below mmengine: when it is complete, so are those inside.
+        register_post_import_hook(partial(_import_when_asked, name), '.'.join(module.split('.')[:2]))
+    get = Registry.get
+
+    def get_sharded_too(self: Registry, key: str) -> type | None:
+        name = key.rpartition('.')[2] if isinstance(key, str) else None
+        if name in there:
+            importlib.import_module(there[name])
+        return get(self, key)
+
+    Registry.get = get_sharded_too
+    return True
+
+
+def _import_when_asked(name: str, outermost: ModuleType) -> None:
+    """Have a package, and those inside, import one of :data:`SHARDED` when they are asked for it."""
+    module = SHARDED[name]
+    del sys.modules[module]
+
+    def import_asked(asked: str) -> type:
+        if asked != name:
+            raise AttributeError(f'module {outermost.__name__!r} has no attribute {asked!r}')
+        return getattr(importlib.import_module(module), name)
+
+    package = module.rpartition('.')[0]
+    while package.startswith(outermost.__name__):
+        vars(sys.modules[package]).pop(name, None)
+        sys.modules[package].__getattr__ = import_asked
+        package = package.rpartition('.')[0]
+
+
 def import_when_used() -> bool:
-    """Let mmseg be imported without waiting for what few of its models need.
+    """Let mmseg be imported without waiting for what few of its models and transforms need.
 
-    Defect: mmseg imports timm and much of scipy together with its models, seconds of work, though only TIMMBackbone,
-    BEiT's table of positions, the Hausdorff loss and MaskFormer's matching need them.
+    Defect: mmseg imports timm, much of scipy and the vocabulary of CLIP's tokenizer together with its models, seconds
+    of work, though only TIMMBackbone, BEiT's table of positions, the Hausdorff loss, MaskFormer's matching, blurred
+    edges and models with texts need them.
 
-    Repair: while mmseg's models are imported, stand-ins whose functions import the real ones when they are called.
+    Repair: while mmseg is imported, stand-ins whose functions import the real ones when they are called.
     """
     # What mmseg builds on comes first, and so meets no stand-in: mmengine imports transformers where it is installed.
     importlib.import_module('mmcv.cnn')
     importlib.import_module('mmengine.runner')
     # Where mmdet is installed mmseg imports it as well, and that uses more of scipy than functions.
-    names = (
-        ('timm',)
-        if importlib.util.find_spec('mmdet')
-        else ('timm', 'scipy.interpolate', 'scipy.ndimage', 'scipy.optimize')
-    )
-    stand_ins = {name: _WhenUsed(name) for name in names if name not in sys.modules}
+    scipy = () if importlib.util.find_spec('mmdet') else ('scipy.interpolate', 'scipy.ndimage', 'scipy.optimize')
+    with _imported_without(*map(_WhenUsed, ('timm', 'mmseg.utils.tokenizer', *scipy))):
+        importlib.import_module('mmseg.models')
+        importlib.import_module('mmseg.datasets')
+    return isinstance(getattr(sys.modules['mmseg.models.backbones.timm_backbone'], 'timm', None), _WhenUsed)
+
+
+@contextlib.contextmanager
+def _imported_without(*modules: ModuleType) -> Iterator[None]:
+    """Whoever imports modules of these names meanwhile gets these, except for those that are imported already."""
+    stand_ins = {module.__name__: module for module in modules if module.__name__ not in sys.modules}
     sys.modules.update(stand_ins)
     try:
-        importlib.import_module('mmseg.models')
+        yield
     finally:
         for name in stand_ins:
             del sys.modules[name]
-    return isinstance(getattr(sys.modules['mmseg.models.backbones.timm_backbone'], 'timm', None), _WhenUsed)
 
 
 class _WhenUsed(ModuleType):
@@ -297,6 +361,32 @@ def resume_from_newest_complete() -> bool:
     return True
 
 
+def log_versions_without_importing() -> bool:
+    """Let a run start without waiting for a package of which it logs the version.
+
+    Defect: mmengine imports torchvision to log its version, and with it PyTorch's compiler, one to two seconds of work.
+
+    Repair: mmengine is given the version that the package declares.
+    """
+    from mmengine.runner import runner
+
+    collect_env = runner.collect_env
+    if 'torchvision' not in collect_env.__code__.co_names:
+        return False
+
+    def collect_env_without_importing() -> dict:
+        stand_in = ModuleType('torchvision')
+        try:
+            stand_in.__version__ = metadata.version('torchvision')
+        except metadata.PackageNotFoundError:
+            return collect_env()
+        with _imported_without(stand_in):
+            return collect_env()
+
+    runner.collect_env = collect_env_without_importing
+    return True
+
+
 def silence_unavoidable_warnings() -> bool:
     """Keep quiet what a user of these configs can do nothing about.
 
@@ -315,12 +405,14 @@ def silence_unavoidable_warnings() -> bool:
 REPAIRS: dict[Callable[[], bool], str] = {
     format_configs_once: 'yapf.yapflib.yapf_api',
     stand_in_for_mmcv_ops: 'mmcv',
+    shard_when_asked: 'mmengine',
     import_when_used: 'mmseg',
     find_packages_without_pkg_resources: 'mmengine.utils',
     draw_with_any_visualizer: 'mmseg.engine.hooks.visualization_hook',
     read_checkpoints_safely: 'mmengine.runner.checkpoint',
     write_files_atomically: 'mmengine.fileio',
     resume_from_newest_complete: 'mmengine.runner.runner',
+    log_versions_without_importing: 'mmengine.runner.runner',
     silence_unavoidable_warnings: 'mmseg',
 }
 """Each repair, and the module whose import it follows."""

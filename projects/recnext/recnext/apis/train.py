@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from ..engine.checks import Start, choose_weights, set_data_root
 from ..engine.config import add_hook, is_segmentor, load_config, name_of, set_work_dir
-from ..engine.config_check import check_keys, check_parts_fit
+from ..engine.config_check import check_keys, check_optimizer, check_parts_fit
 from ..engine.distributed import can_sync_norms, check_same_start, get_process_info, joined_processes
 from ..engine.hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
 from ..engine.optim import use_bfloat16
@@ -61,6 +61,7 @@ def train(
     """
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
+    check_optimizer(cfg)
     place = Store(store) if store else None
     if not cfg.get('train_dataloader'):
         raise UserError(

@@ -101,7 +101,6 @@ def check_keys(cfg: Config) -> None:
             loop = loop or (EpochBasedTrainLoop if value.get('by_epoch') else IterBasedTrainLoop)
             _check_arguments(loop, value, key, frozenset(('by_epoch',)))
         _check_node(value, key, scope)
-    _check_optimizer(cfg)
 
 
 def _check_heads(model_cfg: dict) -> None:
@@ -207,8 +206,12 @@ def _check_value(parameter: inspect.Parameter, value: object, path: str) -> None
     raise UserError(f'{path} is the text {value!r}; expected {expected}.')
 
 
-def _check_optimizer(cfg: Config) -> None:
-    """Make the optimizer for a single weight: it refuses what it cannot work with."""
+def check_optimizer(cfg: Config) -> None:
+    """Make the optimizer of a config for a single weight: it refuses what it cannot work with.
+
+    Raises:
+        UserError: it does; with its reason.
+    """
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if not optimizer:
         return
