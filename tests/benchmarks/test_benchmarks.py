@@ -38,6 +38,17 @@ def objects(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize('lacks', [True, False])
+def test_sixteen_bits_only_where_the_processor_has_instructions_for_them(monkeypatch, lacks):
+    """And engines only in the precisions that they have."""
+    monkeypatch.setattr(measurement, 'lacks_half_precision', lambda device: lacks)
+    monkeypatch.setattr('torch._inductor.cpp_builder.get_cpp_compiler', lambda: 'g++')  # whether there is one or not
+    chosen = contenders(torch.device('cpu'), ('compile', 'onnxruntime'))
+    half = {'ours, bf16', 'ours, bf16, norms only', 'compile, bf16'}
+    assert {name for name in chosen if 'bf16' in name} == (set() if lacks else half)
+    assert {'compile', 'onnxruntime'} <= chosen.keys()
+
+
 def test_the_report_of_the_comparison(tiny, tmp_path, full, monkeypatch, capfd):
     chosen = contenders(torch.device('cpu'))
     if not full:

@@ -58,6 +58,20 @@ def test_labels_and_logits_are_those_of_pytorch(exported):
     scores = scores_of(exported.source, image)
     behind = scores.max(0) - np.take_along_axis(scores, outputs['labels'][None].astype(np.int64), 0)[0]
     assert behind.max() <= 1e-5 * np.abs(scores).max()
+    assert dimension_of_argmax(exported.path) in (-1, 3)  # in the order in which XNNPACK leaves the scores
+
+
+def dimension_of_argmax(path: Path) -> int:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    plan = next(
+        plan for plan in deserialize_pte_binary(path.read_bytes()).program.execution_plan if plan.name == 'forward'
+    )
+    calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
+    (argmax,) = (
+        call for call in calls if hasattr(call, 'op_index') and plan.operators[call.op_index].name == 'aten::argmax'
+    )
+    return plan.values[argmax.args[1]].val.int_val
 
 
 def test_the_file_says_what_it_is(exported):

@@ -287,20 +287,20 @@ SMALL = """
 import sys, torch
 from projects.recnext.recnext.runtimes.network import ENGINES, ConvertedNetwork
 torch.manual_seed(0)
-kind, made = type(ENGINES['onnxruntime']), []
+kind, made = type(ENGINES[sys.argv[1]]), []
 convert = kind.convert
 kind.convert = lambda *args: (made.append(1), convert(*args))
-network = ConvertedNetwork(torch.nn.Conv2d(3, 4, 3).eval(), 'onnxruntime', 'fp32')
+network = ConvertedNetwork(torch.nn.Conv2d(3, 4, 3).eval(), sys.argv[1], 'fp32')
 print(len(network(torch.ones(1, 3, 96, 96))), len(made))
 """
 
 
 @pytest.mark.full
-def test_three_processes_make_it_once(tmp_path):
-    needs('onnxruntime')
+@pytest.mark.parametrize('engine', ['compile', 'onnxruntime'], indirect=True)
+def test_three_processes_make_it_once(engine, tmp_path):
     env = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
     options = dict(cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    processes = [subprocess.Popen([sys.executable, '-c', SMALL], **options) for _ in range(3)]
+    processes = [subprocess.Popen([sys.executable, '-c', SMALL, engine], **options) for _ in range(3)]
     said = [process.communicate()[0].splitlines()[-1] for process in processes]
     assert sorted(said) == ['1 0', '1 0', '1 1']
     assert len(entries(tmp_path / 'recnext' / 'engines')) == 1

@@ -77,13 +77,15 @@ def contenders(
         FAST: Deployment(),
         'ours, norms only': Deployment('norms'),
     }
-    if not lacks_half_precision(device):
+    half = not lacks_half_precision(device)
+    if half:
         ways['ours, bf16'] = Deployment('all', 'bf16')
         ways['ours, bf16, norms only'] = Deployment('norms', 'bf16')
     for engine in engines:
         ways[engine] = Deployment(engine=engine)
-        with contextlib.suppress(UserError):
-            ways[f'{engine}, bf16'] = Deployment(precision='bf16', engine=engine)
+        with contextlib.suppress(UserError):  # ONNX Runtime has none
+            if half:
+                ways[f'{engine}, bf16'] = Deployment(precision='bf16', engine=engine)
     if calibrate:
         ways['openvino, int8'] = Deployment(precision='int8', engine='openvino', calibrate=calibrate)
     return ways

@@ -1,7 +1,10 @@
 """The networks as an exporter takes them: wrappers around a model, which stays as it is."""
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..models.segmentor import FastEncoderDecoder
 
@@ -50,6 +53,21 @@ class ExportedBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.backbone(image)
+
+
+class ArgmaxOverLast(TorchFunctionMode):
+    """While a network is captured, its argmax over the channels becomes one over the last dimension: the same labels.
+
+    For runtimes whose convolutions have the channels last: they take an argmax over the second dimension in large steps
+    through the memory, or turn all scores round before it.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func is Tensor.argmax and args[1:] == (1,):
+            return args[0].movedim(1, -1).argmax(-1)
+        return func(*args, **(kwargs or {}))
 
 
 Wrapper = ExportedSegmentor | ExportedBackbone

@@ -19,7 +19,7 @@ from ..runtimes.calibration import Calibration
 from ..runtimes.capture import capture, modules_of
 from ..utils.errors import UserError
 from .backend import ExportOptions, OfOneSize, SavedModel
-from .capture import Wrapper
+from .capture import ArgmaxOverLast, Wrapper
 from .latency import compare_latency
 from .sizes import ImageSizes
 from .source import Source
@@ -87,7 +87,8 @@ class ExecutorchBackend(OfOneSize):
 
         if calibration is not None and any(isinstance(module, FoldedLevel) for module in wrapper.modules()):
             raise UserError(FOLDED)
-        program = capture(wrapper, sizes.sizes[0])
+        with ArgmaxOverLast():
+            program = capture(wrapper, sizes.sizes[0])
         if calibration is not None:
             program = quantize(program, calibration)
         said = json.dumps(source.describe(wrapper, sizes.sizes[0]), ensure_ascii=False)

@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..runtimes.calibration import Calibration
 from ..runtimes.capture import modules_of
 from ..utils.errors import UserError
 from .backend import ExportOptions, OfOneSize, SavedModel
-from .capture import Wrapper
+from .capture import ArgmaxOverLast, Wrapper
 from .latency import compare_latency
 from .sizes import ImageSizes
 from .source import Source
@@ -51,20 +50,6 @@ class ChannelsLast(nn.Module):
         """From an image (1, H, W, 3) to outputs by name."""
         with ArgmaxOverLast():
             return dict(zip(self.wrapped.names, self.wrapped(image.permute(0, 3, 1, 2))))
-
-
-class ArgmaxOverLast(TorchFunctionMode):
-    """The argmax over the channels is one over the last dimension, where LiteRT has them.
-
-    Otherwise the scores are turned round before it, which took nearly a third of the time of M3.
-    """
-
-    def __torch_function__(
-        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        if func is Tensor.argmax and args[1:] == (1,):
-            return args[0].movedim(1, -1).argmax(-1)
-        return func(*args, **(kwargs or {}))
 
 
 class LitertModel(NamedTuple):

@@ -45,12 +45,16 @@ class InductorEngine:
             ) from None
 
     def convert(self, program: ExportedProgram, folder: Path, calibration: Calibration | None = None) -> None:
-        from torch._inductor import aoti_compile_and_package
+        from torch._inductor import aoti_compile_and_package, config
         from torch._inductor.utils import fresh_inductor_cache
 
+        options = dict(OPTIONS)
+        if hasattr(config.aot_inductor, 'precompile_headers'):
+            # For the next programs, which are rare: it takes longer than it saves, and stays in the temporary files.
+            options['aot_inductor.precompile_headers'] = False
         # What the compiler keeps for itself, as large as the result again, goes however this ends.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own, fresh_inductor_cache(dir=own):
-            aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs=dict(OPTIONS))
+            aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs=options)
 
     def open(self, folder: Path, precision: str) -> Network:
         from torch._inductor import aoti_load_package
