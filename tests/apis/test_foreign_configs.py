@@ -221,6 +221,7 @@ def test_the_metrics_are_those_of_mmsegs_own_segmentor(data, tmp_path):
         assert (np.array(Image.open(path)) == np.array(Image.open(tmp_path / 'ours' / path.name))).all()
 
 
+@pytest.mark.full
 def test_as_commands(data, tmp_path):
     """As docs/evaluation.md says it: the type of the model, and for the machine at hand no file from the network."""
     config = CONFIGS / 'segformer' / 'segformer_mit-b0_8xb2-160k_ade20k-512x512.py'

@@ -77,6 +77,7 @@ def test_the_report_of_the_comparison(tiny, tmp_path, full, monkeypatch, capfd):
         assert picture.width > 500
 
 
+@pytest.mark.full
 def test_a_classifier_is_compared_with_mmpretrain(objects, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(measurement, 'contenders', lambda *_: {'mmpretrain': None, 'ours': Deployment()})
     benchmark(CLASSIFIER, data_root=objects, work_dir=str(tmp_path / 'work'), images=3, rounds=1)

@@ -31,12 +31,10 @@ def time_for_all_but_compiling(monkeypatch):
     return 10**5
 
 
-def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_compiling, full, monkeypatch, capsys):
+@pytest.mark.full
+def test_everything_is_measured_or_named(config, tmp_path, time_for_all_but_compiling, monkeypatch, capsys):
     plan = replace(TINY, sizes=TINY.sizes[:1])
     monkeypatch.setattr(gpu, 'TINY', plan)
-    if not full:
-        monkeypatch.setattr(gpu, 'PRECISIONS', ('fp32',))
-        monkeypatch.setattr(gpu, 'SELECTED', gpu.SELECTED[1:2])
     seconds = time_for_all_but_compiling
     main(f'benchmark-gpu {config} --tiny --device cpu --seconds {seconds} --work-dir {tmp_path}'.split())
     said = capsys.readouterr().out

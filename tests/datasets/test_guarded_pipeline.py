@@ -113,7 +113,8 @@ def test_workers_say_the_same(scenes, tmp_path, harm):
     assert 'Traceback' not in str(caught.value) and len(str(caught.value).splitlines()) <= 3
 
 
-@pytest.mark.parametrize('wrap', [pytest.param('ConcatDataset', marks=pytest.mark.full), 'RepeatDataset'])
+@pytest.mark.full
+@pytest.mark.parametrize('wrap', ['ConcatDataset', 'RepeatDataset'])
 def test_inside_wrappers_too(scenes, tmp_path, wrap):
     cfg = load_config(write_tiny_config(tmp_path, scenes))
     dataset = cfg.train_dataloader.dataset

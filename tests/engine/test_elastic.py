@@ -176,7 +176,8 @@ def test_what_torchrun_is_told(tmp_path, monkeypatch):
     assert is_final(failure) and failure.message == 'no such "image"' and failure.timestamp > 0
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_whole_group(scenes, tmp_path, number):
     """To the process and its data loaders, in the middle of work: a checkpoint of that iteration, and exactness."""
     notes, work = tmp_path / 'notes', tmp_path / 'work'

@@ -129,7 +129,8 @@ def bytes_of_weights(package: Path) -> int:
     return (package / 'Data/com.apple.CoreML/weights/weight.bin').stat().st_size
 
 
-@pytest.mark.parametrize('how', ['linear8', pytest.param('palettize', marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('how', ['linear8', 'palettize'])
 def test_compressed_weights(tiny, package, tmp_path, how):
     out = tmp_path / f'{how}.mlpackage'
     # Random weights make labels that are closer to each other than those of a trained network.

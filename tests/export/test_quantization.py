@@ -85,6 +85,7 @@ def test_a_calibrated_file_is_within_its_bounds(few, scenes, photos, tmp_path, b
     assert left_behind(tmp_path) == [f'a{backend.suffix}']
 
 
+@pytest.mark.full
 def test_half_the_bits_of_the_weights(few, tmp_path):
     table = export_to(tmp_path / 'a.onnx', OnnxBackend('fp16'), few, size=[SIZE])
     model = onnx.load(tmp_path / 'a.onnx')

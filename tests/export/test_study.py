@@ -5,33 +5,30 @@ from helpers.exports import SIZE
 
 from projects.recnext.recnext.export import study as study_module
 from projects.recnext.recnext.export.backend import ExportOptions
-from projects.recnext.recnext.export.study import PARTS, TARGETS, study
+from projects.recnext.recnext.export.study import NAMES, PARTS, TARGETS, study
 from projects.recnext.recnext.utils.errors import UserError
 
 
 @pytest.fixture(scope='module')
-def lines(full, few, photos, scenes) -> list[str]:
-    """Without ``--full`` in the first and the last precision of ONNX alone."""
+def lines(few, photos, scenes) -> list[str]:
     options = ExportOptions(size=[SIZE], calibrate=str(photos))
-    targets = TARGETS if full else {name: TARGETS[name] for name in ('onnx fp32', 'onnx int8')}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, 'TARGETS', targets)
         patch.setattr(study_module, 'ROUNDS', 2)
         data = {'test_dataloader.dataset.data_root': str(scenes)}
-        return list(study(*few, options, parts=full, cfg_options=data))
+        return list(study(*few, options, parts=True, cfg_options=data))
 
 
 def rows_of(lines: list[str], kind: str) -> dict[str, str]:
     """Lines of a kind, by the name that they begin with."""
-    return {line[:34].strip(): line[34:] for line in lines if kind in line}
+    return {line[:NAMES].strip(): line[NAMES:] for line in lines if kind in line}
 
 
-def test_every_target_has_its_row(lines, full):
-    names = TARGETS if full else ('onnx fp32', 'onnx int8')
+@pytest.mark.full
+def test_every_target_has_its_row(lines):
     measured = rows_of(lines, ' %')
     missing = rows_of(lines, 'is not installed')
     assert all(name.startswith(('executorch', 'litert')) for name in missing)
-    assert measured.keys() | missing.keys() >= set(names)
+    assert measured.keys() | missing.keys() >= TARGETS.keys()
     assert '100.00 %' in measured['onnx fp32'] and '+0.00' in measured['onnx fp32']
     size, share, _, miou, change = measured['onnx int8'].split()
     assert float(size) < 0.7 * float(measured['onnx fp32'].split()[0])
@@ -39,6 +36,7 @@ def test_every_target_has_its_row(lines, full):
     assert '4 of 4 images' in lines[0] and '3 images' in lines[0]
 
 
+@pytest.mark.full
 def test_times_and_the_slowest_operations(lines):
     timed = rows_of(lines, ' ms, ')
     assert '1.00 x' in timed['onnx fp32'] and 'Conv ' in timed['onnx fp32']

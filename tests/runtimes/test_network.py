@@ -37,8 +37,6 @@ from projects.recnext.recnext.utils.errors import UserError
 BOUND = 1e-5
 """Of a logit in single precision, relative to the largest one."""
 
-ALL = ('compile', 'onnxruntime', 'openvino')
-
 
 def needs(engine: str) -> None:
     """Skip a test of an engine that is not here."""
@@ -50,7 +48,7 @@ def needs(engine: str) -> None:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=[pytest.param('compile', marks=pytest.mark.full), 'onnxruntime', 'openvino'])
 def engine(request) -> str:
     needs(request.param)
     return request.param

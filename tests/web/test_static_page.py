@@ -107,7 +107,7 @@ def adapter_of(visitor: Visitor) -> bool:
     ('query', 'isolated', 'where', 'precision'),
     [
         ('', True, 'threads', 'fp32'),
-        ('', False, '1 thread ', 'fp32'),
+        pytest.param('', False, '1 thread ', 'fp32', marks=pytest.mark.full),
         pytest.param('', True, 'threads', 'fp16', marks=pytest.mark.full),
         pytest.param('', True, 'threads', 'int8', marks=pytest.mark.full),
         pytest.param('?run=webgpu', True, 'WebGPU', 'fp32', marks=pytest.mark.full),

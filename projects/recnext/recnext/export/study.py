@@ -64,6 +64,8 @@ PARTS = {
 
 ROUNDS = 9
 SLOWEST = 4
+NAMES = 36
+"""Characters of the column of names."""
 
 
 class Measured(NamedTuple):
@@ -77,7 +79,7 @@ class Measured(NamedTuple):
 
     def __str__(self) -> str:
         network, file = self.agreement.mious
-        said = f'{self.name:<34} {self.size / 1e6:6.1f} {100 * self.agreement.share:11.2f} %'
+        said = f'{self.name:<{NAMES}} {self.size / 1e6:6.1f} {100 * self.agreement.share:11.2f} %'
         return said if np.isnan(network) else f'{said} {file:7.2f} {file - network:+7.2f}'
 
 
@@ -103,14 +105,14 @@ def study(
     images = find_images(source.cfg, options.images, annotated=True)
     calibration = find_calibration(source, source.wrap('segmentor', 'labels', single=False), options, size)
     yield f'{size[0]} x {size[1]}, verified on {images.named}, calibrated with {calibration}'
-    yield f'{"":<34} {"MB":>6} {"labels equal":>13} {"mIoU":>7} {"change":>7}'
+    yield f'{"":<{NAMES}} {"MB":>6} {"labels equal":>13} {"mIoU":>7} {"change":>7}'
     with tempfile.TemporaryDirectory() as folder:
         timed = {}
         for name, target in TARGETS.items():
             try:
                 target.backend.check(options)
             except UserError as error:  # a package that is not there
-                yield f'{name:<34} {error}'
+                yield f'{name:<{NAMES}} {error}'
                 continue
             one = _export(name, target, sources[target.fuse], sizes, images, calibration, Path(folder))
             yield str(one)
@@ -171,7 +173,7 @@ def _times(timed: Mapping[str, Measured], image: np.ndarray) -> Iterator[str]:
     seconds = {name: median(measured) for name, measured in time_calls(calls, ROUNDS).items()}
     first = next(iter(seconds.values()))
     for name, time in seconds.items():
-        said = f'{name:<34} {1e3 * time:6.0f} ms, {first / time:.2f} x'
+        said = f'{name:<{NAMES}} {1e3 * time:6.0f} ms, {first / time:.2f} x'
         path = timed[name].path
         if path.suffix in SHARES:
             shares = SHARES[path.suffix](path, image).most_common(SLOWEST)
