@@ -432,7 +432,7 @@ ConvertedNetwork(torch.nn.Conv2d(3, 4, 3).eval(), 'compile', 'fp32')(torch.ones(
 
 @pytest.mark.full
 def test_the_compiler_is_interrupted(tmp_path):
-    """By Ctrl-C, while it compiles: neither an entry nor what was compiled so far is left, but headers."""
+    """By Ctrl-C, while it compiles: neither an entry nor what was compiled so far is left."""
     needs('compile')
     scratch = tmp_path / 'tmp'
     scratch.mkdir()
@@ -446,7 +446,7 @@ def test_the_compiler_is_interrupted(tmp_path):
     said = process.communicate()[1]
     assert process.returncode and 'KeyboardInterrupt' in said
     assert entries(tmp_path / 'cache' / 'recnext' / 'engines') == []
-    assert {path.name.partition('_')[0] for path in scratch.iterdir()} <= {'torchinductor'}
+    assert list(scratch.iterdir()) == []
 
 
 # --- Segmentors ---

@@ -4,9 +4,11 @@ torch.compile does the same in every process: it keeps parts of its work, traces
 for a second size of images.
 """
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -52,8 +54,12 @@ class InductorEngine:
         if hasattr(config.aot_inductor, 'precompile_headers'):
             # For the next programs, which are rare: it takes longer than it saves, and stays in the temporary files.
             options['aot_inductor.precompile_headers'] = False
-        # What the compiler keeps for itself, as large as the result again, goes however this ends.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own, fresh_inductor_cache(dir=own):
+        # What the compilers keep for themselves, as large as the result again, goes however this ends.
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own,
+            fresh_inductor_cache(dir=own),
+            patch.dict(os.environ, TMPDIR=own),
+        ):
             aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs=options)
 
     def open(self, folder: Path, precision: str) -> Network:
