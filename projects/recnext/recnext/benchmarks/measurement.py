@@ -83,8 +83,8 @@ def contenders(
         ways['ours, bf16, norms only'] = Deployment('norms', 'bf16')
     for engine in engines:
         ways[engine] = Deployment(engine=engine)
-        with contextlib.suppress(UserError):  # ONNX Runtime has none
-            if half:
+        if half:
+            with contextlib.suppress(UserError):  # ONNX Runtime has none
                 ways[f'{engine}, bf16'] = Deployment(precision='bf16', engine=engine)
     if calibrate:
         ways['openvino, int8'] = Deployment(precision='int8', engine='openvino', calibrate=calibrate)
