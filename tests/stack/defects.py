@@ -39,8 +39,14 @@ def stand_in_for_mmcv_ops() -> bool:
 
 def shard_when_asked() -> bool:
     """That mmengine's runner brings PyTorch's ways to shard a model along."""
-    importlib.import_module('mmengine.runner')
-    return 'torch.distributed.fsdp' in sys.modules
+    return brings('torch.distributed.fsdp', 'import mmengine.runner')
+
+
+def brings(module: str, statement: str) -> bool:
+    """Whether a statement imports a module, in a process of its own, where nothing else does."""
+    ours = 'import projects.recnext.recnext; ' if REPAIRED else ''
+    code = f'{ours}{statement}; import sys; sys.exit({module!r} in sys.modules)'
+    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True).returncode != 0
 
 
 def import_when_used() -> bool:
@@ -137,14 +143,8 @@ def resume_from_newest_complete() -> bool:
 
 
 def log_versions_without_importing() -> bool:
-    """That the start of a run brings torchvision along; without the repairs, which timm has done here by now."""
-    if not REPAIRED:
-        code = 'from mmengine.runner import runner; import sys; runner.collect_env(); sys.exit("torchvision" in {})'
-        return subprocess.run([sys.executable, '-c', code.format('sys.modules')], capture_output=True).returncode != 0
-    from mmengine.runner import runner
-
-    assert 'torchvision' not in sys.modules and runner.collect_env()['TorchVision']
-    return 'torchvision' in sys.modules
+    """That the start of a run brings torchvision along."""
+    return brings('torchvision', 'from mmengine.runner import runner; runner.collect_env()')
 
 
 def silence_unavoidable_warnings() -> bool:
