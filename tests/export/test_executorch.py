@@ -1,14 +1,16 @@
 """ExecuTorch: what its runtime makes of the file is what PyTorch computes, and nothing else passes."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from helpers.exports import (
     SIZE,
+    Exported,
     assert_fall_of_miou_is_refused,
+    assert_it_says_what_it_is,
+    assert_outputs_are_those_of_pytorch,
     assert_spoilt_input_is_refused,
     export_to,
     labels_of,
@@ -16,28 +18,24 @@ from helpers.exports import (
     normalise_twice,
     picture,
     pixels,
-    scores_of,
     swap_channels,
 )
-from helpers.reference import ROOT
 
 from projects.recnext.recnext.export import executorch as executorch_export
 from projects.recnext.recnext.export.backend import ExportOptions
-from projects.recnext.recnext.export.executorch import ExecutorchBackend, open_program, quantize, read_metadata
+from projects.recnext.recnext.export.executorch import (
+    ExecutorchBackend,
+    open_program,
+    quantize,
+    read_metadata,
+    read_plan,
+)
 from projects.recnext.recnext.export.quantization import find_calibration
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.runtimes.capture import capture, modules_of
 from projects.recnext.recnext.utils.errors import UserError
 
 pytest.importorskip('executorch')
-
-
-class Exported(NamedTuple):
-    """A tiny segmentor as a file, and its source."""
-
-    path: Path
-    table: str
-    source: tuple[str, str]
 
 
 @pytest.fixture(scope='module', params=['conv', pytest.param('attn', marks=pytest.mark.full)])
@@ -51,22 +49,12 @@ def exported(request, tiny_of, tmp_path_factory) -> Exported:
 def test_labels_and_logits_are_those_of_pytorch(exported):
     assert '100.000 %' in exported.table and 'ExecuTorch' in exported.table
     assert left_behind(exported.path.parent) == ['tiny.pte']
-    image = picture(SIZE)
-    outputs = open_program(exported.path)(pixels(image))
-    assert outputs['labels'].shape == SIZE and outputs['labels'].dtype == np.int32
-    assert outputs['logits'].shape == (1, 150, SIZE[0] // 4, SIZE[1] // 4)
-    scores = scores_of(exported.source, image)
-    behind = scores.max(0) - np.take_along_axis(scores, outputs['labels'][None].astype(np.int64), 0)[0]
-    assert behind.max() <= 1e-5 * np.abs(scores).max()
+    assert_outputs_are_those_of_pytorch(open_program(exported.path), exported.source)
     assert dimension_of_argmax(exported.path) in (-1, 3)  # in the order in which XNNPACK leaves the scores
 
 
 def dimension_of_argmax(path: Path) -> int:
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    plan = next(
-        plan for plan in deserialize_pte_binary(path.read_bytes()).program.execution_plan if plan.name == 'forward'
-    )
+    plan = read_plan(path)
     calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
     (argmax,) = (
         call for call in calls if hasattr(call, 'op_index') and plan.operators[call.op_index].name == 'aten::argmax'
@@ -78,11 +66,7 @@ def test_the_file_says_what_it_is(exported):
     from executorch.runtime import Runtime
 
     said = read_metadata(Runtime.get().load_program(exported.path))
-    assert (said['height'], said['width'], said['outputs']) == (*SIZE, ['labels', 'logits'])
-    assert len(said['classes']) == len(said['palette']) == 150 and said['classes'][0] == 'wall'
-    assert said['origin']['config'] == 'tiny' and len(said['origin']['sha256']) == 64
-    # Nor where it was made.
-    assert str(ROOT).encode() not in exported.path.read_bytes()
+    assert_it_says_what_it_is(said, exported.path)
 
 
 def test_an_image_of_another_size_is_refused(exported):

@@ -1,38 +1,30 @@
 """LiteRT: what its interpreter makes of the file is what PyTorch computes, and nothing else passes."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from helpers.exports import (
     SIZE,
+    Exported,
     assert_fall_of_miou_is_refused,
+    assert_it_says_what_it_is,
+    assert_outputs_are_those_of_pytorch,
     assert_spoilt_input_is_refused,
     export_to,
     left_behind,
     normalise_twice,
     picture,
     pixels,
-    scores_of,
     swap_channels,
 )
-from helpers.reference import ROOT
 
 from projects.recnext.recnext.export.litert import LitertBackend, module_of, open_model, read_metadata
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.utils.errors import UserError
 
 pytest.importorskip('litert_torch')
-
-
-class Exported(NamedTuple):
-    """A tiny segmentor as a file, and its source."""
-
-    path: Path
-    table: str
-    source: tuple[str, str]
 
 
 @pytest.fixture(scope='module', params=['conv', pytest.param('attn', marks=pytest.mark.full)])
@@ -46,22 +38,12 @@ def exported(request, tiny_of, tmp_path_factory) -> Exported:
 def test_labels_and_logits_are_those_of_pytorch(exported):
     assert '100.000 %' in exported.table and 'LiteRT' in exported.table and 'CONV_2D' in exported.table
     assert left_behind(exported.path.parent) == ['tiny.tflite']
-    image = picture(SIZE)
-    outputs = open_model(exported.path)(pixels(image))
-    assert outputs['labels'].shape == SIZE and outputs['labels'].dtype == np.int32
-    assert outputs['logits'].shape == (1, 150, SIZE[0] // 4, SIZE[1] // 4)
-    scores = scores_of(exported.source, image)
-    behind = scores.max(0) - np.take_along_axis(scores, outputs['labels'][None].astype(np.int64), 0)[0]
-    assert behind.max() <= 1e-5 * np.abs(scores).max()
+    assert_outputs_are_those_of_pytorch(open_model(exported.path), exported.source)
 
 
 def test_the_file_says_what_it_is(exported):
     said = read_metadata(exported.path)
-    assert (said['height'], said['width'], said['outputs']) == (*SIZE, ['labels', 'logits'])
-    assert len(said['classes']) == len(said['palette']) == 150 and said['classes'][0] == 'wall'
-    assert said['origin']['config'] == 'tiny' and len(said['origin']['sha256']) == 64
-    # Nor where it was made.
-    assert str(ROOT).encode() not in exported.path.read_bytes()
+    assert_it_says_what_it_is(said, exported.path)
 
 
 def test_an_app_gives_it_an_image_with_the_channels_last(exported):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.networks import randomise_norms
-from helpers.reference import config_of
+from helpers.reference import ROOT, config_of
 from projects.recnext.recnext.datasets.samples.scenes import make_scene
 from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.export.backend import Backend, ExportOptions
@@ -86,6 +87,33 @@ def swap_channels(image: np.ndarray) -> np.ndarray:
 
 def normalise_twice(image: np.ndarray) -> np.ndarray:
     return (image - 116) / 57
+
+
+class Exported(NamedTuple):
+    """A tiny segmentor as a file, and its source."""
+
+    path: Path
+    table: str
+    source: tuple[str, str]
+
+
+def assert_outputs_are_those_of_pytorch(predict: Model, source: tuple[str, str]) -> None:
+    """Labels and logits of an image: their form, and that no label is beaten by more than rounding."""
+    image = picture(SIZE)
+    outputs = predict(pixels(image))
+    assert outputs['labels'].shape == SIZE and outputs['labels'].dtype == np.int32
+    assert outputs['logits'].shape == (1, 150, SIZE[0] // 4, SIZE[1] // 4)
+    scores = scores_of(source, image)
+    behind = scores.max(0) - np.take_along_axis(scores, outputs['labels'][None].astype(np.int64), 0)[0]
+    assert behind.max() <= 1e-5 * np.abs(scores).max()
+
+
+def assert_it_says_what_it_is(said: dict, path: Path) -> None:
+    """What a file of a tiny segmentor says of itself, and nothing of the machine that made it."""
+    assert (said['height'], said['width'], said['outputs']) == (*SIZE, ['labels', 'logits'])
+    assert len(said['classes']) == len(said['palette']) == 150 and said['classes'][0] == 'wall'
+    assert said['origin']['config'] == 'tiny' and len(said['origin']['sha256']) == 64
+    assert str(ROOT).encode() not in path.read_bytes()
 
 
 def assert_spoilt_input_is_refused(

@@ -27,6 +27,7 @@ from .verification import Model
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
+    from executorch.exir.schema import ExecutionPlan
     from executorch.runtime import Program
 
 DELEGATE = 'XNNPACK'
@@ -145,14 +146,19 @@ def read_metadata(program: 'Program') -> dict:
     return json.loads(program.load_method('metadata').execute(())[0])
 
 
+def read_plan(path: Path) -> 'ExecutionPlan':
+    """What the method ``forward`` of a file does, step by step."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    plans = deserialize_pte_binary(path.read_bytes()).program.execution_plan
+    return next(plan for plan in plans if plan.name == 'forward')
+
+
 def count_operations(path: Path) -> Counter[str]:
     """The calls of XNNPACK in a file, and the operations that are left to ExecuTorch's portable ones, by kind."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
     from executorch.exir.schema import DelegateCall, KernelCall
 
-    plan = next(
-        plan for plan in deserialize_pte_binary(path.read_bytes()).program.execution_plan if plan.name == 'forward'
-    )
+    plan = read_plan(path)
     found: Counter[str] = Counter()
     for chain in plan.chains:
         for instruction in chain.instructions:
