@@ -25,9 +25,9 @@ from helpers.sites import CAMERA, SOFTWARE_GPU, find_browser
 from helpers.tiny import write_tiny
 from mmengine.registry import init_default_scope
 
-import projects.recnext.recnext  # noqa: F401  (registers, as every tool does)
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.utils.device import find_device
+import projects.recnext.recnext.openmmlab  # noqa: F401  (registers, as training and testing do)
+from projects.recnext.recnext.samples.scenes import write_dataset
+from projects.recnext.recnext.utils.devices import find_device
 
 init_default_scope('mmseg')  # as a config does
 sys.addaudithook(stay_on_this_machine)

@@ -92,7 +92,7 @@ from pathlib import Path
 from importlib import import_module
 import torch
 room = 'projects.recnext.recnext.'
-memory, checkpoint = import_module(room + 'utils.memory'), import_module(room + 'weights.checkpoint')
+memory, checkpoint = import_module(room + 'utils.memory'), import_module(room + 'checkpoints.files')
 assert memory.sys.platform == 'win32' and checkpoint.os.name == 'nt'
 memory.keep_freed_memory()
 assert memory.peak_of_process() is None
@@ -153,9 +153,9 @@ def test_the_tests_reach_no_further_than_this_machine():
 WITHOUT_PACKAGES = """
 import sys
 sys.modules |= dict.fromkeys(sys.argv[1].split())  # not to be found, from here on
-sys.path[:0] = ['.', 'tests', 'tools', 'tests/stack', 'tests/weights']
+sys.path[:0] = ['.', 'tests', 'tools', 'tests/stack', 'tests/checkpoints']
 import projects.recnext.recnext
-import conftest, projects.recnext.recnext.benchmarks.gpu, projects.recnext.recnext.apis.train
+import conftest, projects.recnext.recnext.benchmarks.gpu, projects.recnext.recnext.openmmlab.train
 sys.path.insert(0, 'tests/gpu')
 import test_device
 import timm

@@ -2,7 +2,7 @@
 
 import _cli  # noqa: F401  (the project on the path)
 
-from projects.recnext.recnext.engine.elastic import main
+from projects.recnext.recnext.openmmlab.elastic import main
 
 if __name__ == '__main__':
     main()

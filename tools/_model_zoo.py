@@ -5,12 +5,12 @@ from pathlib import Path
 
 import yaml
 from mmengine.config import Config
-
 from projects.recnext.recnext.models.archs import ARCHS
+
+from projects.recnext.recnext.checkpoints.releases import read_releases, read_sources
 from projects.recnext.recnext.utils.errors import UserError
-from projects.recnext.recnext.utils.files import written_beside
+from projects.recnext.recnext.utils.files import atomic_write
 from projects.recnext.recnext.utils.paths import CLONE, CONFIGS
-from projects.recnext.recnext.weights.releases import read_releases, read_sources
 
 METAFILE = CLONE / 'projects' / 'recnext' / 'metafile.yaml'
 MODEL_INDEX = CLONE / 'model-index.yml'  # where mim looks
@@ -37,7 +37,7 @@ def update_model_zoo() -> list[Path]:
     changed = []
     for path, text in render_all().items():
         if not path.exists() or path.read_text() != text:
-            with written_beside(path) as beside:
+            with atomic_write(path) as beside:
                 beside.write_text(text)
             changed.append(path)
     return changed

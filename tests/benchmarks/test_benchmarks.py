@@ -14,9 +14,9 @@ from projects.recnext.recnext.benchmarks.measurement import NETWORK, STAGES, con
 from projects.recnext.recnext.benchmarks.testing import benchmark
 from projects.recnext.recnext.benchmarks.training import benchmark_training
 from projects.recnext.recnext.cli.main import main
-from projects.recnext.recnext.datasets.samples.objects import write_objects
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.models.deploy import Deployment
+from projects.recnext.recnext.runtimes.deployment import Deployment
+from projects.recnext.recnext.samples.objects import write_objects
+from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 
 

@@ -14,7 +14,7 @@ from projects.recnext.recnext.benchmarks.gpu_tables import name_of
 from projects.recnext.recnext.benchmarks.measurement import STAGES
 from projects.recnext.recnext.benchmarks.training import COMPILED_WAYS, WAYS
 from projects.recnext.recnext.cli.main import main
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 
 

@@ -12,15 +12,15 @@ from helpers.reference import ROOT, config_of, genuine_maps
 from helpers.tools import assert_user_error, run_python
 from PIL import Image
 
-from projects.recnext.recnext.apis import download
-from projects.recnext.recnext.apis.convert import convert_file
-from projects.recnext.recnext.apis.environment import describe_environment
 from projects.recnext.recnext.cli import options
+from projects.recnext.recnext.cli.environment import describe_environment
 from projects.recnext.recnext.cli.export import FORMATS
 from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main
-from projects.recnext.recnext.engine.config import load_config
-from projects.recnext.recnext.models.deploy import ENGINES, PRECISIONS
-from projects.recnext.recnext.models.deployable_model import FUSE
+from projects.recnext.recnext.openmmlab.config import load_config
+from projects.recnext.recnext.openmmlab.convert import convert_file
+from projects.recnext.recnext.openmmlab.deployable import FUSE
+from projects.recnext.recnext.predict import download
+from projects.recnext.recnext.runtimes.deployment import ENGINES, PRECISIONS
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import list_configs
 
@@ -188,6 +188,6 @@ def test_a_reader_that_has_ended_is_no_error():
 
 
 def test_the_device_is_looked_for_before_anything_is_fetched(monkeypatch, capsys):
-    monkeypatch.setattr('projects.recnext.recnext.apis.find.find_trained', lambda config: pytest.fail('fetched'))
+    monkeypatch.setattr('projects.recnext.recnext.predict.find.find_trained', lambda config: pytest.fail('fetched'))
     with pytest.raises(SystemExit, match="error: 'foo' is no device"):
         main(['test', 'recnext_m3_ade20k', '--device', 'foo'])

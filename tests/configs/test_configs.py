@@ -8,9 +8,9 @@ from helpers.reference import ADE20K_CONFIGS, CLASSIFIER_CONFIGS, SEGMENTOR_CONF
 from mmengine.config import Config
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from projects.recnext.recnext.models.archs import ARCHS
-from projects.recnext.recnext.models.builder import build_skeleton
-from projects.recnext.recnext.weights.releases import find_release
+from projects.recnext.recnext.checkpoints.releases import find_release
+from projects.recnext.recnext.models.recnext import ARCHS
+from projects.recnext.recnext.openmmlab.builder import build_on_meta
 
 NAME = re.compile(
     r'fpn_recnext-(?P<arch>\w\d)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>.+)-(?P<h>\d+)x(?P<w>\d+)'
@@ -45,7 +45,7 @@ def test_name_says_what_the_config_does(path):
 @by_name
 def test_everything_builds(path):
     cfg = Config.fromfile(path)
-    model = build_skeleton(cfg.model).eval()
+    model = build_on_meta(cfg.model).eval()
     assert model.decode_head.num_classes == 150 and model.neck.num_outs == 4
     with torch.device('meta'):
         assert model(torch.empty(1, 3, 64, 96)).shape == (1, 150, 16, 24)
@@ -56,7 +56,7 @@ def test_everything_builds(path):
         dataset = DATASETS.build({**cfg[f'{split}_dataloader'].dataset, 'lazy_init': True})
         assert len(dataset.metainfo['classes']) == 150
     assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'IoUMetric'
-    assert cfg.custom_imports.imports == ['projects.recnext.recnext']
+    assert cfg.custom_imports.imports == ['projects.recnext.recnext.openmmlab']
 
 
 @pytest.mark.parametrize('arch', SEGMENTORS)

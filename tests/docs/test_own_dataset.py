@@ -15,13 +15,13 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from PIL import Image
 
-from projects.recnext.recnext.apis.convert import convert_file
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
-from projects.recnext.recnext.engine.checks import check_checkpoint, choose_weights, set_data_root
-from projects.recnext.recnext.engine.config import load_config
+from projects.recnext.recnext.checkpoints.files import read_checkpoint
+from projects.recnext.recnext.openmmlab.checks import check_checkpoint, choose_weights, set_data_root
+from projects.recnext.recnext.openmmlab.config import load_config
+from projects.recnext.recnext.openmmlab.convert import convert_file
+from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import sha256_of
-from projects.recnext.recnext.weights.checkpoint import read_checkpoint
 
 GUIDE = ROOT / 'docs' / 'own_dataset.md'
 CLASSES = ['ground', 'disc', 'square']

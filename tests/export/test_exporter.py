@@ -7,13 +7,13 @@ from helpers.reference import config_of, read_layout
 from helpers.tools import assert_user_error, run_tool
 from torch import nn
 
-from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.export.capture import ExportedSegmentor
 from projects.recnext.recnext.export.coreml import CoreMLBackend
 from projects.recnext.recnext.export.exporter import count_multiply_adds
 from projects.recnext.recnext.export.onnx import OnnxBackend
 from projects.recnext.recnext.export.source import load_source
-from projects.recnext.recnext.models.builder import build_without_weights
+from projects.recnext.recnext.openmmlab.builder import build_without_weights
+from projects.recnext.recnext.openmmlab.config import load_config
 from projects.recnext.recnext.runtimes.capture import capture
 
 

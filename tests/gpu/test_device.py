@@ -38,21 +38,21 @@ from mmengine.optim import build_optim_wrapper
 from mmseg.models import EncoderDecoder
 from torch import distributed, nn
 
-from projects.recnext.recnext.apis.predictor import Predictor
 from projects.recnext.recnext.benchmarks.training import random_batch
-from projects.recnext.recnext.engine.config import load_config
-from projects.recnext.recnext.engine.distributed import backend_of, can_sync_norms
-from projects.recnext.recnext.engine.hooks.compile import compile_for_training
-from projects.recnext.recnext.engine.optim import use_bfloat16
+from projects.recnext.recnext.checkpoints.files import read_checkpoint
 from projects.recnext.recnext.export.coreml import CoreMLBackend, open_model
 from projects.recnext.recnext.models import label_map as module
-from projects.recnext.recnext.models.builder import build_without_weights
-from projects.recnext.recnext.models.deploy import DTYPES, Deployment, deploy
 from projects.recnext.recnext.models.label_map import label_map
-from projects.recnext.recnext.models.segmentor import FastEncoderDecoder
+from projects.recnext.recnext.openmmlab.builder import build_without_weights
+from projects.recnext.recnext.openmmlab.config import load_config
+from projects.recnext.recnext.openmmlab.distributed import backend_of, can_sync_norms
+from projects.recnext.recnext.openmmlab.hooks.compile import compile_for_training
+from projects.recnext.recnext.openmmlab.optim import use_bfloat16
+from projects.recnext.recnext.openmmlab.segmentor import FastEncoderDecoder
+from projects.recnext.recnext.predict.predictor import Predictor
 from projects.recnext.recnext.runtimes.cuda_graph import GraphedNetwork
-from projects.recnext.recnext.utils.device import single_precision
-from projects.recnext.recnext.weights.checkpoint import read_checkpoint
+from projects.recnext.recnext.runtimes.deployment import DTYPES, Deployment, deploy
+from projects.recnext.recnext.utils.devices import single_precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('full_precision')]
 
@@ -159,13 +159,13 @@ def test_a_compiled_network_gives_the_same_logits(accelerator):
 def test_a_network_in_a_cuda_graph_gives_the_same_logits(cuda):
     ours = pair(recnext_cfg(19))[1].to(cuda)
     deploy(ours)
-    graphed = GraphedNetwork(ours.network)
+    graphed = GraphedNetwork(ours.forward_logits)
     with torch.no_grad():
         found, expected = [], []
         for seed, size in enumerate([(96, 128), (64, 64), (96, 128), (64, 64), (96, 128), (64, 64)]):
             images = smooth_images(2, size, seed).to(cuda)
             found.append(graphed(images))
-            expected.append(ours.network(images))
+            expected.append(ours.forward_logits(images))
         assert len(graphed._graphs) == 2
         # All of them at the end: none was overwritten by a later one.
         assert all(deviation(*both) < 1e-6 for both in zip(found, expected))
@@ -174,7 +174,7 @@ def test_a_network_in_a_cuda_graph_gives_the_same_logits(cuda):
 def test_threads_have_graphs_of_their_own(cuda):
     ours = pair(recnext_cfg(19))[1].to(cuda)
     deploy(ours)
-    graphed = GraphedNetwork(ours.network)
+    graphed = GraphedNetwork(ours.forward_logits)
     images = [smooth_images(2, seed=seed).to(cuda) for seed in range(40)]
     expected = [head_logits(ours, one) for one in images]
     torch.cuda.synchronize()
@@ -241,7 +241,7 @@ def test_synchronised_norms_in_one_process(device):
     try:
         ours = pair(recnext_cfg(19, head=dict(dropout_ratio=0)))[1].to(device).train()
         images = smooth_images(2).to(device)
-        expected = ours.network(images)
+        expected = ours.forward_logits(images)
         synchronised = convert_sync_batchnorm(copy.deepcopy(ours), 'torch')
         assert any(isinstance(part, nn.SyncBatchNorm) for part in synchronised.modules())
         logits = synchronised.network(images)

@@ -24,7 +24,7 @@ def noting(folder: Path, pause: float = 0) -> str:
     return f"""
 import sys
 sys.path.append({str(TESTS)!r})
-custom_imports = dict(imports=['projects.recnext.recnext', 'helpers.batches'], allow_failed_imports=False)
+custom_imports = dict(imports=['projects.recnext.recnext.openmmlab', 'helpers.batches'], allow_failed_imports=False)
 custom_hooks = [dict(type='NoteBatchesHook', folder={str(folder)!r}, pause={pause})]
 """
 

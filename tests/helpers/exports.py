@@ -13,14 +13,14 @@ from torch import nn
 
 from helpers.networks import randomise_norms
 from helpers.reference import ROOT, config_of
-from projects.recnext.recnext.datasets.samples.scenes import make_scene
-from projects.recnext.recnext.engine.config import load_config
 from projects.recnext.recnext.export.backend import Backend, ExportOptions
 from projects.recnext.recnext.export.exporter import export
 from projects.recnext.recnext.export.images import Images, find_images
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.export.verification import Model, verify
-from projects.recnext.recnext.models.builder import build_without_weights
+from projects.recnext.recnext.openmmlab.builder import build_without_weights
+from projects.recnext.recnext.openmmlab.config import load_config
+from projects.recnext.recnext.samples.scenes import make_scene
 from projects.recnext.recnext.utils.errors import UserError
 
 SIZE = (64, 128)

@@ -6,7 +6,7 @@ from hypothesis import event
 from hypothesis import strategies as st
 
 from projects.recnext.recnext.models import label_map as module
-from projects.recnext.recnext.models.label_map import Step
+from projects.recnext.recnext.models.label_map import ResizeStep
 
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -116,7 +116,7 @@ def cases(draw, classes=(2, 3, 4, 5, 19, 150), low=1, kinds=KINDS, dtypes=DTYPES
     fourfold = (max(4 * height, low), max(4 * width, low))
     first = draw(st.one_of(st.just(fourfold), arbitrary))
     align_corners = draw(st.booleans())
-    steps = [Step(first, align_corners)]
+    steps = [ResizeStep(first, align_corners)]
     if draw(st.sampled_from(number_of_steps)) == 2:
         padding = [0, 0, 0, 0]
         if draw(st.booleans()):
@@ -124,7 +124,7 @@ def cases(draw, classes=(2, 3, 4, 5, 19, 150), low=1, kinds=KINDS, dtypes=DTYPES
                 padding[side] = draw(st.integers(0, length - 1))
                 padding[side + 1] = draw(st.integers(0, length - 1 - padding[side]))
         flip = draw(st.sampled_from([None, 'horizontal', 'vertical']))
-        steps.append(Step(draw(arbitrary), align_corners, tuple(padding), flip))
+        steps.append(ResizeStep(draw(arbitrary), align_corners, tuple(padding), flip))
     kind = draw(st.sampled_from(kinds))
     dtype = draw(st.sampled_from(dtypes))
     layout = draw(st.sampled_from(LAYOUTS))

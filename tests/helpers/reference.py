@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projects.recnext.recnext.models.archs import ARCHS
+from projects.recnext.recnext.models.recnext import ARCHS
 from projects.recnext.recnext.utils.paths import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -136,4 +136,4 @@ def deviation(value, reference):
 
 @torch.no_grad()
 def head_logits(model, images):
-    return model.network(images)
+    return model.forward_logits(images)

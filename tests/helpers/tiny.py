@@ -7,8 +7,8 @@ from mmengine.config import Config
 
 from helpers.networks import randomise_norms
 from helpers.reference import SEGMENTOR_CONFIGS
-from projects.recnext.recnext.models.builder import build_without_weights
-from projects.recnext.recnext.weights.checkpoint import write_checkpoint
+from projects.recnext.recnext.checkpoints.files import write_checkpoint
+from projects.recnext.recnext.openmmlab.builder import build_without_weights
 
 DEMO_CONFIG = next(path for path in SEGMENTOR_CONFIGS if 'sample-scenes' in path.name)
 

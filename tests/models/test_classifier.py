@@ -14,12 +14,13 @@ from mmengine.registry import MODELS
 from mmpretrain.registry import DATASETS, TRANSFORMS
 from mmpretrain.structures import DataSample
 
-from projects.recnext.recnext.models import classifier as classifier_module
-from projects.recnext.recnext.models import pretrained
-from projects.recnext.recnext.models.archs import ARCHS
-from projects.recnext.recnext.models.builder import build_skeleton, released_classifier, released_model_cfg
-from projects.recnext.recnext.models.heads import TwoBranchHead
-from projects.recnext.recnext.models.state_dict import ConversionError, convert_state_dict
+import projects.recnext.recnext.timm  # noqa: F401  (registers)
+from projects.recnext.recnext.checkpoints.keys import ConversionError, convert_state_dict
+from projects.recnext.recnext.models.classifier import TwoBranchHead
+from projects.recnext.recnext.models.recnext import ARCHS
+from projects.recnext.recnext.openmmlab import classifier as classifier_module
+from projects.recnext.recnext.openmmlab import pretrained
+from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_classifier, released_model_cfg
 from projects.recnext.recnext.utils.errors import UserError
 
 TINY = dict(channels=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2, token_mixer='conv')
@@ -104,7 +105,7 @@ def test_parameters_of_the_folded_classifier(arch):
 def test_configs_build_and_are_what_their_names_say(path):
     cfg = Config.fromfile(path)
     arch = path.stem.split('_')[0].removeprefix('recnext-').removesuffix('-distilled')
-    model = build_skeleton(cfg.model)
+    model = build_on_meta(cfg.model)
     assert cfg.model.backbone.arch == arch and model.kind == 'classifier'
     assert ('-distilled' in path.stem) == (model.distillation is not None) == model.head.distilled_training
     rates = dict(m4=0.2, a4=0.2, m5=0.3, a5=0.3)
@@ -150,8 +151,8 @@ def test_format(dtype):
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         before = model(image)
-        model.set_format(dtype, channels_last=True)
-        after = model.network(image)
+        model.to_dtype_and_layout(dtype, channels_last=True)
+        after = model.forward_logits(image)
     assert after.dtype == torch.float32 and (after - before).abs().max() < 0.05
 
 
@@ -217,7 +218,7 @@ def test_weights_that_do_not_fit_are_refused(formula_weights):
     with pytest.raises(ConversionError, match=r'1 disagreement.*\n.*missing: head\.head_dist\.norm\.bias'):
         build('m0').load_state_dict(less, strict=False)
     with pytest.raises(ConversionError, match='without a classification head'):
-        build('m0').fit(convert_state_dict(weights).state_dict)
+        build('m0').adapt_state_dict(convert_state_dict(weights).state_dict)
 
 
 def test_a_head_for_other_classes_starts_anew_and_is_named(formula_weights, tmp_path, monkeypatch):

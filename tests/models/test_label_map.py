@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from projects.recnext.recnext.models import label_map as module
-from projects.recnext.recnext.models.label_map import Step, label_map
+from projects.recnext.recnext.models.label_map import ResizeStep, label_map
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -46,7 +46,7 @@ def test_labels_are_those_of_mmseg(case):
 @pytest.mark.parametrize('crowded', CROWDED)
 def test_labels_of_a_real_size(crowded, monkeypatch):
     monkeypatch.setattr(module, 'CROWDED', crowded)
-    steps = (Step((384, 512)), Step((500, 667), padding=(0, 3, 0, 5), flip='horizontal'))
+    steps = (ResizeStep((384, 512)), ResizeStep((500, 667), padding=(0, 3, 0, 5), flip='horizontal'))
     for kind in ('smooth', 'mixed', 'tied'):
         logits = make_logits(kind, (30, 96, 128), 1, torch.float32, 0)
         assert_same(label_map(logits, steps), stock(logits, steps), kind)
@@ -54,7 +54,7 @@ def test_labels_of_a_real_size(crowded, monkeypatch):
 
 def test_large_ratios():
     for shape, ends in (((5, 1, 3), ((700, 2), (3, 900))), ((5, 300, 200), ((3, 140), (150, 1)))):
-        steps = tuple(Step(size) for size in ends)
+        steps = tuple(ResizeStep(size) for size in ends)
         for kind in ('noise', 'smooth', 'tied'):
             logits = make_logits(kind, shape, 1, torch.float32, 1)
             assert_same(label_map(logits, steps), stock(logits, steps), kind)
@@ -63,8 +63,8 @@ def test_large_ratios():
 @pytest.mark.parametrize(
     ('shape', 'steps'),
     [
-        ((19, 1, 1), (Step((19, 110)),)),
-        ((19, 16, 16), (Step((64, 66)), Step((19, 110), padding=(0, 65, 0, 63), flip='vertical'))),
+        ((19, 1, 1), (ResizeStep((19, 110)),)),
+        ((19, 16, 16), (ResizeStep((64, 66)), ResizeStep((19, 110), padding=(0, 65, 0, 63), flip='vertical'))),
     ],
 )
 def test_equal_maps_of_one_pixel(shape, steps):
@@ -82,7 +82,7 @@ def test_logits_that_rounding_takes_to_infinity(dtype):
         logits = torch.full((5, 9, 11), torch.finfo(dtype).max, dtype=dtype)
         logits[torch.rand(logits.shape, generator=generator) < 0.3] *= -1
         height, width, *size = torch.randint(1, 170, (4,), generator=generator).tolist()
-        steps = (Step((height, width)), Step(tuple(size)))
+        steps = (ResizeStep((height, width)), ResizeStep(tuple(size)))
         for crowded in CROWDED:
             with mock.patch.object(module, 'CROWDED', crowded):
                 assert_same(label_map(logits, steps), stock(logits, steps), f'CROWDED={crowded}')
@@ -111,7 +111,7 @@ def test_of_few_or_small_maps_the_labels_are_those_of_as_many_threads(case):
     *how, steps = case
     logits = logits_of(*how)
     if len(logits) > module.FEW_CLASSES and all(sum(step.size) > module.SMALL_SIZE for step in steps):
-        steps = (*steps, Step((20, 30)))
+        steps = (*steps, ResizeStep((20, 30)))
     with threads(2):
         expected = stock(logits, steps)
         for crowded in CROWDED:
@@ -161,7 +161,7 @@ def single_steps(draw):
             padding[side] = draw(st.integers(0, length - 1))
             padding[side + 1] = draw(st.integers(0, length - 1 - padding[side]))
     flip = draw(st.sampled_from([None, 'horizontal', 'vertical']))
-    return shape, Step(draw(sizes(1, 200)), draw(st.booleans()), tuple(padding), flip)
+    return shape, ResizeStep(draw(sizes(1, 200)), draw(st.booleans()), tuple(padding), flip)
 
 
 def by_taps(values, step):
@@ -192,7 +192,7 @@ def test_taps_of_long_axes(align_corners):
     for length in (1, 2, 3, 4, 5, 7, 127, 128, 129, 683, 2048):
         for size in (1, 2, 3, 4, 5, 31, 4 * length, 683, 3001):
             values = torch.randn(1, length, 1, dtype=torch.double, generator=generator)
-            step = Step((size, 1), align_corners)
+            step = ResizeStep((size, 1), align_corners)
             expected = stock_logits(values, (step,))
             assert (by_taps(values, step) - expected).abs().max() <= 1e-12, (length, size)
 
@@ -202,7 +202,7 @@ def test_weights_are_convex(dtype):
     for align_corners in (False, True):
         for length in (1, 2, 3, 17, 128, 500):
             for size in (1, 2, 5, 33, 128, 512, 683):
-                step = Step((size, size), align_corners)
+                step = ResizeStep((size, size), align_corners)
                 for axis in (0, 1):
                     indices, weights = step.taps(axis, length, dtype)
                     assert weights.dtype == torch.double and weights.min() >= 0
@@ -214,7 +214,7 @@ def test_weights_are_convex(dtype):
 
 
 SHAPE = (150, 32, 44)
-STEPS = (Step((128, 176)), Step((200, 300)))
+STEPS = (ResizeStep((128, 176)), ResizeStep((200, 300)))
 FIRST_MAPS = 150 * 128 * 176
 FULL_MAPS = 150 * 200 * 300
 
@@ -223,8 +223,8 @@ FULL_MAPS = 150 * 200 * 300
 def resized(monkeypatch):
     """Number of maps that went through each call of a step."""
     counts = []
-    call = Step.__call__
-    monkeypatch.setattr(Step, '__call__', lambda self, maps: (counts.append(len(maps)), call(self, maps))[1])
+    call = ResizeStep.__call__
+    monkeypatch.setattr(ResizeStep, '__call__', lambda self, maps: (counts.append(len(maps)), call(self, maps))[1])
     return counts
 
 

@@ -20,8 +20,8 @@ from helpers.segmentors import (
 )
 from mmengine.config import Config
 
-from projects.recnext.recnext.apis.predictor import Predictor
-from projects.recnext.recnext.models.deploy import Deployment
+from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.runtimes.deployment import Deployment
 from projects.recnext.recnext.utils.errors import UserError
 
 
@@ -52,7 +52,7 @@ def test_precisions_agree(segmentor, images, dtype):
     expected = head_logits(segmentor, images)
     model = copy.deepcopy(segmentor)
     model.switch_to_deploy()
-    model.set_format(dtype, True)
+    model.to_dtype_and_layout(dtype, True)
     logits, (close, agree) = head_logits(model, images), BOUNDS[dtype]
     assert deviation(logits, expected) < close
     assert (logits.argmax(1) == expected.argmax(1)).double().mean() >= agree
@@ -77,7 +77,7 @@ def test_threads_agree(segmentor, images, number):
 def test_what_float16_cannot_hold_is_refused(dtype):
     model = segmentor_of('a5', 0.7)
     size = (64, 96)
-    model.set_format(dtype, True)
+    model.to_dtype_and_layout(dtype, True)
     images, samples = raw_images([size]), [sample_of(size)]
     if dtype is torch.bfloat16:
         assert step(model, images, samples)[0].seg_logits.data.isfinite().all()

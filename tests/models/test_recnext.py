@@ -16,10 +16,9 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from projects.recnext.recnext.models.archs import ARCHS, get_arch
-from projects.recnext.recnext.models.builder import build_skeleton, released_model_cfg
-from projects.recnext.recnext.models.recnext import RecNeXt
-from projects.recnext.recnext.models.state_dict import check_weights_fit, convert_state_dict, select_backbone
+from projects.recnext.recnext.checkpoints.keys import check_weights_fit, convert_state_dict, select_backbone
+from projects.recnext.recnext.models.recnext import ARCHS, RecNeXt, get_arch
+from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
 from projects.recnext.recnext.utils.errors import UserError
 
 TINY = dict(channels=(8, 16, 32, 64), depths=(1, 2, 1, 1), mlp_ratio=2, token_mixer='conv')
@@ -65,7 +64,7 @@ def test_golden_logits(arch, formula_weights):
 def test_keys_and_shapes_of_released_segmentors(arch, formula_weights):
     conversion = convert_state_dict(formula_weights(read_layout(f'recnext_{arch}_ade20k')['tensors']))
     assert conversion.arch == arch and not conversion.left_out
-    check_weights_fit(conversion.state_dict, build_skeleton(released_model_cfg(arch)).state_dict(), arch)
+    check_weights_fit(conversion.state_dict, build_on_meta(released_model_cfg(arch)).state_dict(), arch)
 
 
 @pytest.mark.parametrize('arch', ARCH_NAMES)
@@ -73,14 +72,14 @@ def test_keys_and_shapes_of_released_imagenet_models(arch, formula_weights):
     conversion = convert_state_dict(formula_weights(read_layout(f'recnext_{arch}_distill_300e')['tensors']))
     assert conversion.arch == arch
     assert len(conversion.left_out) == 14 and all(key.startswith('head.') for key in conversion.left_out)
-    check_weights_fit(conversion.state_dict, build_skeleton(released_model_cfg(arch)).backbone.state_dict(), arch)
+    check_weights_fit(conversion.state_dict, build_on_meta(released_model_cfg(arch)).backbone.state_dict(), arch)
 
 
 @pytest.mark.parametrize(
     ('arch', 'millions'), [('m3', 11.97), ('m4', 17.85), ('m5', 26.62), ('a3', 12.81), ('a4', 19.56), ('a5', 29.46)]
 )
 def test_parameters_of_the_segmentor(arch, millions):
-    parameters = sum(p.numel() for p in build_skeleton(released_model_cfg(arch)).parameters())
+    parameters = sum(p.numel() for p in build_on_meta(released_model_cfg(arch)).parameters())
     assert round(parameters / 1e6, 2) == millions
 
 

@@ -31,13 +31,13 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from projects.recnext.recnext.engine.hooks.compile import compile_for_training
-from projects.recnext.recnext.models import deploy as deploy_module
-from projects.recnext.recnext.models import segmentor
+from projects.recnext.recnext.checkpoints.keys import ConversionError
 from projects.recnext.recnext.models.folded_fpn import FoldedFPN
-from projects.recnext.recnext.models.lazy_prediction import SegPrediction
 from projects.recnext.recnext.models.recnext import RecNeXt
-from projects.recnext.recnext.models.state_dict import ConversionError
+from projects.recnext.recnext.openmmlab import segmentor
+from projects.recnext.recnext.openmmlab.hooks.compile import compile_for_training
+from projects.recnext.recnext.openmmlab.lazy_prediction import SegPrediction
+from projects.recnext.recnext.runtimes import deployment as deploy_module
 from projects.recnext.recnext.utils.errors import UserError
 
 # Of mmseg, on two classes, align_corners and a head without feature strides.
@@ -294,7 +294,7 @@ def test_sizes_may_differ_within_a_batch(with_samples, monkeypatch):
     if with_samples:
         samples = [sample_of(size, ori_shape=(90 + index, 120), index=index) for index, size in enumerate(sizes)]
     batches = []
-    network = fast.network
+    network = fast.forward_logits
     monkeypatch.setattr(fast, 'network', lambda inputs: (batches.append(len(inputs)), network(inputs))[1])
     together = step(fast, images, samples)
     assert sorted(batches) == [1, 2, 2]
@@ -496,7 +496,7 @@ def test_formats(cfg, dtype, agree, close, channels_last):
     """The bounds: some ten layers, each of which rounds by an epsilon or so; a few pixels lie between two classes."""
     plain = pair(cfg)[1]
     model = copy.deepcopy(plain)
-    model.set_format(dtype, channels_last)
+    model.to_dtype_and_layout(dtype, channels_last)
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for module in convolutions:
@@ -516,7 +516,7 @@ def test_formats(cfg, dtype, agree, close, channels_last):
 def test_images_are_normalised_in_single_precision(dtype):
     model = pair(recnext_cfg())[1]
     before = {name: tensor.clone() for name, tensor in model.data_preprocessor.named_buffers()}
-    model.set_format(dtype, True)
+    model.to_dtype_and_layout(dtype, True)
     after = dict(model.data_preprocessor.named_buffers())
     assert set(after) >= {'mean', 'std'}
     for name, tensor in before.items():
@@ -525,9 +525,9 @@ def test_images_are_normalised_in_single_precision(dtype):
 
 
 def test_the_format_is_of_one_model_only(fast):
-    copy.deepcopy(fast).set_format(torch.bfloat16, True)
+    copy.deepcopy(fast).to_dtype_and_layout(torch.bfloat16, True)
     assert head_logits(copy.deepcopy(fast), smooth_images(1)).dtype == torch.float32
-    assert segmentor.FastEncoderDecoder._input_format is None
+    assert segmentor.FastEncoderDecoder._input_kwargs is None
 
 
 # --- DeployHook ---

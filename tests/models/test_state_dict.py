@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 
-from projects.recnext.recnext.models.archs import ARCHS
-from projects.recnext.recnext.models.builder import build_skeleton, released_classifier, released_model_cfg
-from projects.recnext.recnext.models.state_dict import (
+from projects.recnext.recnext.checkpoints.keys import (
     TARGETS,
     ConversionError,
     check_weights_fit,
@@ -20,6 +18,8 @@ from projects.recnext.recnext.models.state_dict import (
     rename,
     select_backbone,
 )
+from projects.recnext.recnext.models.recnext import ARCHS
+from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_classifier, released_model_cfg
 
 LAYOUTS = [f'recnext_{arch}_distill_300e' for arch in ARCHS] + [
     f'recnext_{arch}_ade20k' for arch in ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
@@ -33,7 +33,7 @@ def m0() -> dict:
 
 
 def skeleton_state(arch: str) -> dict:
-    return build_skeleton(released_model_cfg(arch)).state_dict()
+    return build_on_meta(released_model_cfg(arch)).state_dict()
 
 
 @pytest.mark.parametrize('name', LAYOUTS)
@@ -186,7 +186,7 @@ def test_unknown_arch_is_none(m0):
 
 def test_backbone_of_a_segmentor(m0):
     backbone = select_backbone(convert_state_dict(m0))
-    check_weights_fit(backbone.state_dict, build_skeleton(released_model_cfg('m0')).backbone.state_dict(), 'm0')
+    check_weights_fit(backbone.state_dict, build_on_meta(released_model_cfg('m0')).backbone.state_dict(), 'm0')
     assert set(backbone.left_out) == {key for key in m0 if not key.startswith('backbone.')}
 
 

@@ -10,10 +10,10 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from mmseg.registry import MODELS
 
-from projects.recnext.recnext.models import pretrained
-from projects.recnext.recnext.models.builder import released_model_cfg
-from projects.recnext.recnext.models.recnext import RecNeXt
-from projects.recnext.recnext.models.state_dict import ConversionError, convert_state_dict
+from projects.recnext.recnext.checkpoints.keys import ConversionError, convert_state_dict
+from projects.recnext.recnext.openmmlab import pretrained
+from projects.recnext.recnext.openmmlab.backbone import RecNeXt
+from projects.recnext.recnext.openmmlab.builder import released_model_cfg
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import CLONE
 

@@ -14,8 +14,9 @@ from helpers.networks import randomise_norms
 from helpers.reference import ARCH_NAMES, ROOT, read_layout
 from safetensors.torch import save_file
 
-from projects.recnext.recnext.models.archs import ARCHS
-from projects.recnext.recnext.models.state_dict import ConversionError, convert_state_dict
+import projects.recnext.recnext.timm  # noqa: F401  (registers)
+from projects.recnext.recnext.checkpoints.keys import ConversionError, convert_state_dict
+from projects.recnext.recnext.models.recnext import ARCHS
 from projects.recnext.recnext.utils.errors import UserError
 
 NAMES = [f'recnext_{arch}' for arch in ARCH_NAMES]
@@ -248,24 +249,15 @@ def test_bad_files_are_refused(hub, tmp_path):
     assert not (tmp_path / 'touched').exists()
 
 
-SCRIPTS = {
-    'after timm': "import timm, projects.recnext.recnext; assert timm.is_model('recnext_m3')",
-    'before timm': 'import sys, projects.recnext.recnext\n'
-    "assert not {'timm', 'mmpretrain'} & set(sys.modules)\n"
-    "from timm.models import create_model; create_model('recnext_m0')\n"
-    "import timm; assert timm.is_model('recnext_m3')",
-    "mmseg's own wrapper": 'import projects.recnext.recnext\n'
-    'from mmseg.registry import MODELS\n'
-    "m = MODELS.build(dict(type='TIMMBackbone', model_name='resnet18', features_only=True, pretrained=False))\n"
-    'import timm; assert m.timm_model.feature_info.channels()[-1] == 512',
-}
-
-
-@pytest.mark.parametrize(
-    'what', [what if what == 'before timm' else pytest.param(what, marks=pytest.mark.full) for what in SCRIPTS]
-)
-def test_in_a_process_of_its_own(what, tmp_path):
-    run_offline(SCRIPTS[what], tmp_path)
+def test_importing_one_file_registers_with_timm(tmp_path):
+    run_offline(
+        'import sys, projects.recnext.recnext, timm\n'
+        "assert not timm.is_model('recnext_m0')\n"
+        'import projects.recnext.recnext.timm\n'
+        "timm.create_model('recnext_m0')\n"
+        "assert timm.is_model('recnext_m3') and not {'mmengine', 'mmcv', 'mmseg', 'mmpretrain'} & set(sys.modules)",
+        tmp_path,
+    )
 
 
 @pytest.mark.full
@@ -277,7 +269,7 @@ def test_pretrained_from_the_cache_of_the_hub(hub, tmp_path):
     (cache / 'refs').mkdir()
     (cache / 'refs' / 'main').write_text('abc')
     run_offline(
-        'import projects.recnext.recnext, timm, torch\n'
+        'import projects.recnext.recnext.timm, timm, torch\n'
         'from safetensors.torch import load_file\n'
         f'weights = load_file({str(hub("m0"))!r})\n'
         "model = timm.create_model('recnext_m0', pretrained=True)\n"

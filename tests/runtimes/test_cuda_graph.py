@@ -8,9 +8,9 @@ import torch
 from helpers.segmentors import pair, recnext_cfg
 from helpers.tools import assert_user_error, run_tool
 
-from projects.recnext.recnext.models.deploy import Deployment, deploy
 from projects.recnext.recnext.runtimes import cuda_graph
 from projects.recnext.recnext.runtimes.cuda_graph import MOST_GRAPHS, GraphedNetwork
+from projects.recnext.recnext.runtimes.deployment import Deployment, deploy
 from projects.recnext.recnext.utils.errors import UserError
 
 

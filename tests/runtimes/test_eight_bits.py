@@ -13,12 +13,12 @@ import torch
 from helpers.reference import config_of
 from helpers.segmentors import MEAN, SIZE, STD, head_logits, pair, raw_images, recnext_cfg
 from helpers.tools import assert_user_error, run_tool
+from projects.recnext.recnext.openmmlab.calibration import calibration_of
 
-from projects.recnext.recnext.models.calibration import calibration_of
-from projects.recnext.recnext.models.deploy import Deployment, deploy
 from projects.recnext.recnext.runtimes import network as network_module
 from projects.recnext.recnext.runtimes import openvino as openvino_module
 from projects.recnext.recnext.runtimes.calibration import NUMBER, Calibration, choose_images
+from projects.recnext.recnext.runtimes.deployment import Deployment, deploy
 from projects.recnext.recnext.utils.errors import UserError
 
 
@@ -121,11 +121,11 @@ def test_modules_that_are_kept(folder, photos):
 @pytest.mark.usefixtures('nncf', 'folder')
 def test_other_images_make_another_network(photos, tmp_path):
     shutil.copytree(photos, tmp_path / 'copy')
-    same, renamed = made(photos).network.made_of, made(str(tmp_path / 'copy')).network.made_of
+    same, renamed = made(photos).forward_logits.made_of, made(str(tmp_path / 'copy')).forward_logits.made_of
     assert same == renamed
     (tmp_path / 'copy' / '0.png').unlink()
-    assert made(str(tmp_path / 'copy')).network.made_of != same
-    assert made(photos, 'neck').network.made_of != same
+    assert made(str(tmp_path / 'copy')).forward_logits.made_of != same
+    assert made(photos, 'neck').forward_logits.made_of != same
 
 
 @pytest.mark.full

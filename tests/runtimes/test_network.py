@@ -25,11 +25,11 @@ from mmseg.registry import HOOKS
 from torch import nn
 
 from projects.recnext.recnext.cli.main import main
-from projects.recnext.recnext.models import deploy as deploy_module
-from projects.recnext.recnext.models.deploy import Deployment, deploy
 from projects.recnext.recnext.runtimes import cache as cache_module
+from projects.recnext.recnext.runtimes import deployment as deploy_module
 from projects.recnext.recnext.runtimes import network as network_module
 from projects.recnext.recnext.runtimes.cache import Entry
+from projects.recnext.recnext.runtimes.deployment import Deployment, deploy
 from projects.recnext.recnext.runtimes.identity import digest, identify
 from projects.recnext.recnext.runtimes.network import ENGINES, ConvertedNetwork
 from projects.recnext.recnext.utils.errors import UserError
@@ -465,7 +465,7 @@ def of_segmentors(tmp_path_factory) -> Callable:
             model = pair(recnext_cfg(classes=(7, 19)[seed % 2], mode=mode), seed=seed)[1]
             deploy(model, form)
             networks.append(model)
-        networks[1].network.folder = folder
+        networks[1].forward_logits.folder = folder
         return tuple(networks)
 
     return make
@@ -520,7 +520,7 @@ def test_the_hook_of_configs(folder):
     model = pair(recnext_cfg())[1]
     runner = SimpleNamespace(model=model, logger=logging.getLogger('test_network'))
     HOOKS.build(dict(type='DeployHook', engine='onnxruntime')).before_test(runner)
-    assert isinstance(model.network, ConvertedNetwork)
+    assert isinstance(model.forward_logits, ConvertedNetwork)
     HOOKS.build(dict(type='DeployHook')).before_test(runner)
     assert 'network' not in vars(model)
 
@@ -530,7 +530,7 @@ def test_the_compiler_on_another_device(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda network: ('compiled', network))
     model = pair(recnext_cfg())[1].to('meta')
     deploy(model, Deployment(engine='compile'))
-    assert model.network[0] == 'compiled'
+    assert model.forward_logits[0] == 'compiled'
 
 
 def test_what_is_compiled_knows_its_form(folder):
@@ -540,7 +540,7 @@ def test_what_is_compiled_knows_its_form(folder):
     for form in (dict(), dict(channels_last=False), dict(precision='bf16')):
         model = pair(recnext_cfg())[1]
         deploy(model, Deployment(engine='compile', **form))
-        names.add(digest(model.network.made_of))
+        names.add(digest(model.forward_logits.made_of))
     assert len(names) == 3
 
 
@@ -549,7 +549,7 @@ def test_bfloat16_is_compiled(folder):
     needs('compile')
     model = pair(recnext_cfg())[1]
     deploy(model, Deployment(engine='compile', precision='bf16'))
-    logits = model.network(smooth_images(1))  # compared with PyTorch's
+    logits = model.forward_logits(smooth_images(1))  # compared with PyTorch's
     assert logits.dtype == torch.float32 and len(entries(folder)) == 1
 
 

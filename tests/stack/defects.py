@@ -164,7 +164,7 @@ def silence_unavoidable_warnings() -> bool:
 if __name__ == '__main__':
     sys.path.insert(0, str(ROOT))
     if REPAIRED:
-        from projects.recnext.recnext import compat
+        from projects.recnext.recnext.openmmlab import compat
     else:
         sys.path.insert(0, str(ROOT / 'projects' / 'recnext' / 'recnext'))
         import compat

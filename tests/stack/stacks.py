@@ -27,16 +27,16 @@ CORE = (
     'tests/stack/test_compat.py::test_packages_are_found_without_pkg_resources',
     'tests/stack/test_compat.py::test_mmengine_reads_its_own_checkpoints',
     'tests/stack/test_compat.py::test_downloads_are_read_without_running_them',
-    'tests/weights/test_checkpoint.py',
+    'tests/checkpoints/test_checkpoint.py',
     'tests/models/test_state_dict.py',
     'tests/models/test_strict_weights.py',
     'tests/configs/test_configs.py',
     'tests/models/test_recnext.py::test_golden_logits',
     'tests/models/test_classifier.py::test_golden_logits',
-    'tests/apis/test_running.py::test_our_tool_gives_the_genuine_numbers_from_any_directory[raw]',
-    'tests/apis/test_running.py::test_inferencer_gives_them_too[raw]',
-    'tests/apis/test_running.py::test_tensorboard_files',
-    'tests/apis/test_running.py::test_options_of_the_network',
+    'tests/openmmlab/test_running.py::test_our_tool_gives_the_genuine_numbers_from_any_directory[raw]',
+    'tests/openmmlab/test_running.py::test_inferencer_gives_them_too[raw]',
+    'tests/openmmlab/test_running.py::test_tensorboard_files',
+    'tests/openmmlab/test_running.py::test_options_of_the_network',
 )
 """Importing, repairs, reading, conversion, the golden outputs, and the tools for training and testing."""
 
@@ -106,7 +106,7 @@ STACKS = {
 PROBE = """
 import json, platform
 from importlib import import_module, metadata
-from projects.recnext.recnext import compat
+from projects.recnext.recnext.openmmlab import compat
 for module in compat.REPAIRS.values():  # each is made when its module is imported
     import_module(module)
 versions = {distribution.name: distribution.version for distribution in metadata.distributions()}

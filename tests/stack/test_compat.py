@@ -26,9 +26,9 @@ from mmengine.utils import package_utils
 from mmseg.models.backbones import beit
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from projects.recnext.recnext import compat
-from projects.recnext.recnext.weights.checkpoint import CheckpointError
-from projects.recnext.recnext.weights.fetch import TransferError
+from projects.recnext.recnext.checkpoints.fetch import TransferError
+from projects.recnext.recnext.checkpoints.files import CheckpointError
+from projects.recnext.recnext.openmmlab import compat
 
 needs_stand_in = pytest.mark.skipif(
     'stand_in_for_mmcv_ops' not in compat.ACTIVE, reason='mmcv is compiled, or mmseg does without: no defect to repair'
@@ -247,8 +247,8 @@ def test_downloads_are_read_without_running_them(server, tmp_path, monkeypatch, 
 @pytest.mark.full
 def test_a_user_of_the_configs_is_not_warned_of_what_mmseg_does(tmp_path):
     code = (
-        'from projects.recnext.recnext.models.builder import build_skeleton, released_model_cfg\n'
-        'import warnings\n{}build_skeleton(released_model_cfg("m0"))'
+        'from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg\n'
+        'import warnings\n{}build_on_meta(released_model_cfg("m0"))'
     )
     loud, quiet = (python(code.format(line)) for line in ('warnings.resetwarnings()\n', ''))
     assert 'build_loss' in loud.stderr and 'avg_non_ignore' in loud.stderr

@@ -8,7 +8,7 @@ import pytest
 from helpers.reference import ROOT
 from stacks import CORE, STACKS, Stack, read_report, requirements, tables
 
-from projects.recnext.recnext.compat import ACTIVE, REPAIRS
+from projects.recnext.recnext.openmmlab.compat import ACTIVE, REPAIRS
 
 
 @pytest.mark.parametrize('test', CORE)

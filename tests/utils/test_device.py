@@ -9,15 +9,15 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import distributed
 
-from projects.recnext.recnext.apis.environment import list_accelerators
-from projects.recnext.recnext.apis.predictor import Predictor
-from projects.recnext.recnext.apis.test import test as run_test
+from projects.recnext.recnext.cli.environment import list_accelerators
 from projects.recnext.recnext.cli.main import build_parser
-from projects.recnext.recnext.engine.distributed import backend_of, prepare_processes
-from projects.recnext.recnext.engine.runner import run_on
-from projects.recnext.recnext.utils.device import describe_device, find_device, lacks_half_precision
+from projects.recnext.recnext.openmmlab.distributed import backend_of, prepare_processes
+from projects.recnext.recnext.openmmlab.runner import run_on
+from projects.recnext.recnext.openmmlab.test import test as run_test
+from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.utils.devices import describe_device, find_device, lacks_half_precision
 from projects.recnext.recnext.utils.errors import UserError
-from projects.recnext.recnext.utils.image_io import ImageError
+from projects.recnext.recnext.utils.images import ImageError
 from projects.recnext.recnext.utils.memory import can_tell_peak, peak_memory, reset_peak
 from projects.recnext.recnext.utils.timing import Stopwatch
 

@@ -24,13 +24,13 @@ from mmengine.fileio import get_file_backend
 from PIL import Image
 from safetensors.torch import save_file
 
-from projects.recnext.recnext.apis.predictor import Predictor
-from projects.recnext.recnext.apis.video import predict_video
-from projects.recnext.recnext.datasets.samples.objects import write_objects
-from projects.recnext.recnext.datasets.samples.scenes import write_dataset
+from projects.recnext.recnext.checkpoints.files import read_checkpoint, write_checkpoint, write_safetensors
+from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.video import predict_video
+from projects.recnext.recnext.samples.objects import write_objects
+from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
-from projects.recnext.recnext.utils.files import PARTIAL, written_beside
-from projects.recnext.recnext.weights.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
+from projects.recnext.recnext.utils.files import PARTIAL, atomic_write
 
 STATE = dict(state_dict=dict(a=torch.ones(3)))
 
@@ -61,7 +61,7 @@ def test_a_file_that_is_written_anew_keeps_its_mode(tmp_path, mode):
 
 
 def test_a_folder_has_the_mode_of_any_other(tmp_path, umask):
-    with written_beside(tmp_path / 'a') as beside:
+    with atomic_write(tmp_path / 'a') as beside:
         beside.mkdir()
         (beside / 'file').write_text('x')
     assert (mode_of(tmp_path / 'a'), mode_of(tmp_path / 'a' / 'file')) == (0o777 & ~umask, 0o666 & ~umask)
@@ -74,7 +74,7 @@ def test_a_folder_has_the_mode_of_any_other(tmp_path, umask):
 @pytest.mark.parametrize('write', ['file', 'folder'])
 def test_after_an_error_of_another_kind_nothing_stays_and_it_is_passed_on(tmp_path, write, error):
     (tmp_path / 'a').write_bytes(b'old')
-    with pytest.raises(type(error)) as raised, written_beside(tmp_path / ('a' if write == 'file' else 'b')) as beside:
+    with pytest.raises(type(error)) as raised, atomic_write(tmp_path / ('a' if write == 'file' else 'b')) as beside:
         if write == 'folder':
             beside.mkdir()
         (beside / 'half' if write == 'folder' else beside).write_bytes(b'half')
@@ -147,7 +147,7 @@ WRITERS = {
 
 @pytest.mark.parametrize('writer', WRITERS.values(), ids=WRITERS)
 def test_a_full_disk_is_said_whatever_writes(small_disk, writer):
-    with pytest.raises(UserError) as raised, written_beside(small_disk / 'a.pth') as beside:
+    with pytest.raises(UserError) as raised, atomic_write(small_disk / 'a.pth') as beside:
         writer(beside)
     assert str(raised.value) == (
         f'{small_disk / "a.pth"} cannot be written: the disk is full. What was there before stays.'
@@ -190,7 +190,7 @@ def test_an_overlay_video_on_a_full_disk(small_disk, tmp_path):
     writer.release()
     predictor = Predictor(*write_tiny(tmp_path))
     with pytest.raises(UserError, match=r'disk/a\.mp4 cannot be written: the disk is full'):
-        with written_beside(small_disk / 'a.mp4') as beside:
+        with atomic_write(small_disk / 'a.mp4') as beside:
             predict_video(predictor, clip, beside)
     assert_as_before(small_disk)
 
@@ -206,7 +206,7 @@ def test_errors_that_are_not_of_this_writing(small_disk, tmp_path, fill):
     """A full disk elsewhere does not make this one full; nor does a full one make every error its own."""
     elsewhere = OSError(errno.ENOSPC, 'No space left on device', str(tmp_path / 'temporary'))
     for error in (elsewhere, KeyError('a'), FileNotFoundError(errno.ENOENT, 'No such file', 'another')):
-        with pytest.raises(type(error)) as raised, written_beside(small_disk / 'a.pth') as beside:
+        with pytest.raises(type(error)) as raised, atomic_write(small_disk / 'a.pth') as beside:
             if fill:
                 with pytest.raises(OSError, match='No space left'):
                     beside.write_bytes(bytes(2 * SIZE))
@@ -223,7 +223,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path, monkeypatch):
 
 
 def write(path, content):
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(content)
 
 
@@ -241,7 +241,7 @@ CONVERT_OFTEN = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from projects.recnext.recnext.weights.checkpoint import read_checkpoint, write_checkpoint
+from projects.recnext.recnext.checkpoints.files import read_checkpoint, write_checkpoint
 source, destination, number = sys.argv[1:]
 content = read_checkpoint(source)
 print('ready', flush=True)

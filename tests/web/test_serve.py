@@ -23,10 +23,10 @@ from helpers.reference import ROOT
 from helpers.tools import wait_until
 from PIL import Image
 
-from projects.recnext.recnext.apis.batch_prediction import infer
-from projects.recnext.recnext.datasets.samples.scenes import make_scene
+from projects.recnext.recnext.predict.batch_prediction import infer
+from projects.recnext.recnext.samples.scenes import make_scene
+from projects.recnext.recnext.serving.service import serve
 from projects.recnext.recnext.utils.errors import UserError
-from projects.recnext.recnext.web.service import serve
 
 for module in ('fastapi', 'uvicorn', 'python_multipart', 'prometheus_client'):
     pytest.importorskip(module)

@@ -30,11 +30,11 @@ from helpers.tools import assert_user_error, run_tool
 from helpers.visitor import SECONDS
 from PIL import Image
 
-from projects.recnext.recnext.apis.batch_prediction import infer
-from projects.recnext.recnext.apis.predictor import Predictor
-from projects.recnext.recnext.datasets.samples.scenes import make_scene
+from projects.recnext.recnext.predict.batch_prediction import infer
+from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.samples.scenes import make_scene
+from projects.recnext.recnext.serving import app as web_demo
 from projects.recnext.recnext.utils.errors import UserError
-from projects.recnext.recnext.web import app as web_demo
 
 if TYPE_CHECKING:
     pass

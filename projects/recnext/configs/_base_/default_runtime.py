@@ -1,4 +1,4 @@
-custom_imports = dict(imports=['projects.recnext.recnext'], allow_failed_imports=False)
+custom_imports = dict(imports=['projects.recnext.recnext.openmmlab'], allow_failed_imports=False)
 default_scope = 'mmseg'
 custom_hooks = [dict(type='ThroughputHook')]
 env_cfg = dict(

@@ -1,7 +1,5 @@
 _base_ = ['./default_runtime.py']
-custom_imports = dict(
-    imports=['projects.recnext.recnext', 'projects.recnext.recnext.models.classifier'], allow_failed_imports=False
-)
+custom_imports = dict(imports=['projects.recnext.recnext.openmmlab.classifier'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 # The released ImageNet networks were trained with the norm statistics of each GPU.
 sync_bn = None

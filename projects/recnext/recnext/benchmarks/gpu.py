@@ -23,11 +23,11 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
-from ..datasets.listing import leaves
-from ..engine.config import TRAINING_KEYS, load_segmentor_config
-from ..engine.runner import build_runner, run_on
-from ..models.deploy import DTYPES, Deployment
-from ..utils.device import AUTO, describe_device, find_device, out_of_memory, single_precision, synchronize
+from ..openmmlab.config import TRAINING_KEYS, load_segmentor_config
+from ..openmmlab.listing import leaves
+from ..openmmlab.runner import build_runner, run_on
+from ..runtimes.deployment import DTYPES, Deployment
+from ..utils.devices import AUTO, describe_device, find_device, out_of_memory, single_precision, synchronize
 from ..utils.errors import UserError
 from ..utils.files import make_folder
 from ..utils.memory import can_tell_peak, peak_memory, reset_peak

@@ -5,7 +5,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from ..models.label_map import Step, label_map, resize_all
+from ..models.label_map import ResizeStep, label_map, resize_all
 from ..utils.timing import Stopwatch
 from .measurement import FAST, STOCK, WARMUP
 
@@ -27,12 +27,12 @@ def sweep(rounds: int, device: torch.device) -> list[dict]:
             logits = make(point['classes'], point['size'] // 4, device)
             # As in testing: up by four to the input of the network, then to the size of the original.
             original = point['size'] * 3 // 4
-            steps = (Step((point['size'], point['size'])), Step((original, original)))
+            steps = (ResizeStep((point['size'], point['size'])), ResizeStep((original, original)))
             results.append(dict(**point, kind=kind, **_time_labels(logits, steps, rounds, device)))
     return results
 
 
-def _time_labels(logits: Tensor, steps: tuple[Step, ...], rounds: int, device: torch.device) -> dict:
+def _time_labels(logits: Tensor, steps: tuple[ResizeStep, ...], rounds: int, device: torch.device) -> dict:
     stopwatch = Stopwatch(device)
     stock = stopwatch.timed(STOCK, lambda: resize_all(logits, steps).argmax(0))
     ours = stopwatch.timed(FAST, lambda: label_map(logits, steps))

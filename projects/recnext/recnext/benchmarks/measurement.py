@@ -23,16 +23,16 @@ from mmseg.models import EncoderDecoder
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.config import is_segmentor
-from ..models.builder import build_without_weights
-from ..models.deploy import Deployment, deploy
-from ..models.deployable_model import DeployableModel
-from ..models.segmentor import FastEncoderDecoder
-from ..utils.device import lacks_half_precision
+from ..checkpoints.files import read_checkpoint
+from ..openmmlab.builder import build_without_weights
+from ..openmmlab.config import is_segmentor
+from ..openmmlab.deployable import DeployableModel
+from ..openmmlab.segmentor import FastEncoderDecoder
+from ..runtimes.deployment import Deployment, deploy
+from ..utils.devices import lacks_half_precision
 from ..utils.errors import UserError
 from ..utils.memory import can_tell_peak, keep_freed_memory, peak_memory, reset_peak
 from ..utils.timing import Stopwatch
-from ..weights.checkpoint import read_checkpoint
 
 NETWORK = ('backbone', 'neck', 'head')
 
@@ -115,7 +115,7 @@ def initial_weights(cfg: Config, checkpoint: str | None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = build_without_weights(cfg.model)
     if checkpoint:
-        return model.fit(read_checkpoint(checkpoint))
+        return model.adapt_state_dict(read_checkpoint(checkpoint))
     model.init_weights()
     return model.state_dict()
 
@@ -133,7 +133,7 @@ def watch(model: nn.Module, stopwatch: Stopwatch, whole: bool) -> None:
     It is the forward methods that are counted, as mmseg's heads call their own past the hooks.
     """
     if whole:
-        model.network = stopwatch.timed('engine', model.network)
+        model.forward_logits = stopwatch.timed('engine', model.forward_logits)
     else:
         for name, part in parts(model).items():
             part.forward = stopwatch.timed(name, part.forward)
@@ -356,7 +356,7 @@ def _batch_of(*samples: dict) -> dict:
 def _logits(model: nn.Module, sample: dict) -> Tensor:
     """By the engine that a model of ours runs in; those of a model as it is come from its parts."""
     inputs = _batch_inputs(model, sample)
-    return model.network(inputs) if isinstance(model, DeployableModel) else model(inputs)
+    return model.forward_logits(inputs) if isinstance(model, DeployableModel) else model(inputs)
 
 
 def _batch_inputs(model: nn.Module, sample: dict) -> Tensor:

@@ -10,14 +10,14 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
-from ..engine.checks import check_checkpoint, set_data_root
-from ..engine.config import is_segmentor, load_config, set_work_dir
-from ..models.builder import build_skeleton
-from ..models.deployable_model import DeployableModel
-from ..utils.device import AUTO, describe_device, find_device
+from ..checkpoints.releases import resolve_checkpoint
+from ..openmmlab.builder import build_on_meta
+from ..openmmlab.checks import check_checkpoint, set_data_root
+from ..openmmlab.config import is_segmentor, load_config, set_work_dir
+from ..openmmlab.deployable import DeployableModel
+from ..utils.devices import AUTO, describe_device, find_device
 from ..utils.errors import UserError
-from ..utils.files import make_folder, written_beside
-from ..weights.releases import find_checkpoint
+from ..utils.files import atomic_write, make_folder
 from . import label_maps, measurement
 from .tables import draw_results, format_results
 
@@ -94,9 +94,9 @@ def prepare_comparison(
     if 'data_preprocessor' in cfg:  # mmpretrain's place for it, from where MMEngine's Runner takes it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if checkpoint:
-        checkpoint = str(find_checkpoint(checkpoint))
+        checkpoint = str(resolve_checkpoint(checkpoint))
         check_checkpoint(cfg, checkpoint)
-    elif not isinstance(build_skeleton(cfg.model), DeployableModel):
+    elif not isinstance(build_on_meta(cfg.model), DeployableModel):
         raise UserError(
             f'model.type is {cfg.model.type}; FastEncoderDecoder and RecNeXtClassifier are what can be compared with '
             "mmseg's and mmpretrain's own."
@@ -107,8 +107,8 @@ def prepare_comparison(
 def write_results(results: dict, place: Path, draw: Callable[[dict, Path], None]) -> None:
     """Write results as JSON, and beside it the picture of the same name that ``draw`` makes of them."""
     picture = place.with_suffix('.png')
-    with written_beside(place) as beside:
+    with atomic_write(place) as beside:
         beside.write_text(json.dumps(results, indent=2))
-    with written_beside(picture) as beside:
+    with atomic_write(picture) as beside:
         draw(results, beside)
     print(f'Written: {place} and {picture}')

@@ -12,12 +12,12 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import distributed, nn
 
-from ..engine.config import load_segmentor_config
-from ..engine.distributed import backend_of
-from ..engine.hooks.compile import compile_for_training
-from ..engine.optim import use_bfloat16
-from ..models.builder import build_without_weights
-from ..utils.device import AUTO, find_device
+from ..openmmlab.builder import build_without_weights
+from ..openmmlab.config import load_segmentor_config
+from ..openmmlab.distributed import backend_of
+from ..openmmlab.hooks.compile import compile_for_training
+from ..openmmlab.optim import use_bfloat16
+from ..utils.devices import AUTO, find_device
 from ..utils.memory import can_tell_peak, peak_memory, reset_peak
 from ..utils.timing import Stopwatch
 

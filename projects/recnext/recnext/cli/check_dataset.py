@@ -18,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.check_dataset import check_dataset
+    from ..openmmlab.check_dataset import check_dataset
 
     check_dataset(**vars(args))

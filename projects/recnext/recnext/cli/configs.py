@@ -8,9 +8,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..checkpoints.releases import read_releases
     from ..utils.errors import UserError
     from ..utils.paths import list_configs
-    from ..weights.releases import read_releases
 
     releases = {release['config']: release['name'] for release in read_releases() if 'config' in release}
     names = [path for path in list_configs() if all(word in path.stem for word in args.words)]

@@ -23,6 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.convert import convert_file
+    from ..openmmlab.convert import convert_file
 
     print(convert_file(**vars(args)))

@@ -8,7 +8,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.environment import describe_environment
+    from .environment import describe_environment
 
     for line in describe_environment():
         print(line, flush=True)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.download import download_checkpoints
+    from ..predict.download import download_checkpoints
 
     for line in download_checkpoints(**vars(args)):
         print(line, flush=True)

@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     settings = vars(args)
     if settings.pop('layout') == 'imagenet':
-        from ..datasets.samples.objects import write_objects as write
+        from ..samples.objects import write_objects as write
     else:
-        from ..datasets.samples.scenes import write_dataset as write
+        from ..samples.scenes import write_dataset as write
 
     print(write(**settings))

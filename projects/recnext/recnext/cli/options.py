@@ -10,7 +10,7 @@ try:
 except ModuleNotFoundError:  # nothing is completed then
     FILE = None
 
-from ..weights.hub import SCHEME
+from ..checkpoints.hub import SCHEME
 
 WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""
@@ -77,8 +77,8 @@ def names_weights(argument: str) -> bool:
 def with_weights(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
     if args.checkpoint is None or args.config.startswith(SCHEME):
-        from ..apis.find import find_trained
-        from ..utils.device import AUTO, find_device
+        from ..predict.find import find_trained
+        from ..utils.devices import AUTO, find_device
 
         find_device(getattr(args, 'device', AUTO))  # before anything is fetched
         args.config, weights = find_trained(args.config)
@@ -163,7 +163,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 def with_deployment(args: argparse.Namespace) -> dict:
     """The arguments as a dict, with those of :func:`add_network_options` as one ``deployment``."""
-    from ..models.deploy import Deployment
+    from ..runtimes.deployment import Deployment
     from ..utils.memory import keep_freed_memory
 
     keep_freed_memory()

@@ -92,11 +92,11 @@ def run(args: argparse.Namespace) -> None:
         args.checkpoint = None
     settings = with_deployment(with_weights(args))
     if address:
-        from ..apis.ray_prediction import infer_on_ray
+        from ..predict.ray import infer_on_ray
 
         del settings['launcher']
         infer_on_ray(**settings, **of_ray, address=address)
     else:
-        from ..apis.batch_prediction import infer
+        from ..predict.batch_prediction import infer
 
         infer(**settings)

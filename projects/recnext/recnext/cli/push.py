@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.push import push
+    from ..predict.push import push
 
     print(push(**vars(args)))

@@ -35,6 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..web.service import serve
+    from ..serving.service import serve
 
     serve(**with_deployment(with_weights(args)))

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.test import test
+    from ..openmmlab.test import test
 
     del args.eval
     test(**with_deployment(with_weights(args)))

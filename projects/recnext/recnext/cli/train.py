@@ -41,6 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..apis.train import train
+    from ..openmmlab.train import train
 
     train(**vars(args))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..models.segmentor import FastEncoderDecoder
+from ..openmmlab.segmentor import FastEncoderDecoder
 
 
 class ExportedSegmentor(nn.Module):
@@ -31,7 +31,7 @@ class ExportedSegmentor(nn.Module):
         x = image if preprocessor.channel_conversion else image.flip(1)
         if preprocessor._enable_normalize:
             x = (x - preprocessor.mean) / preprocessor.std
-        logits = self.segmentor.network(x)
+        logits = self.segmentor.forward_logits(x)
         outs = dict(logits=logits)
         if 'labels' in self.names:
             scores = F.interpolate(

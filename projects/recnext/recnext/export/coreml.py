@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.export import Dim, ExportedProgram
 
-from ..engine.config import named_classes
+from ..openmmlab.config import named_classes
 from ..runtimes.calibration import Calibration
 from ..runtimes.capture import STRIDE, capture
 from ..utils.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..utils.errors import UserError
-from ..utils.files import written_beside
+from ..utils.files import atomic_write
 from ..utils.memory import peak_of_process
 from .backend import Backend, ExportOptions
 from .capture import Wrapper
@@ -54,7 +54,7 @@ def export(
     wrapper = source.wrap(options.part, options.output, backend.single)
     calibration = find_calibration(source, wrapper, options, sizes.sizes[0]) if backend.calibrated else None
     converted = backend.convert(wrapper, sizes, source, calibration)
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         converted.save(str(beside))
         saved = backend.read(beside)
         verified = 'no'

@@ -10,8 +10,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import TRANSFORMS, init_default_scope
 from mmseg.registry import DATASETS
 
-from ..datasets.listing import leaves, spread
-from ..datasets.samples.scenes import make_scene
+from ..openmmlab.listing import leaves, spread
+from ..samples.scenes import make_scene
 from ..utils.errors import UserError
 
 NUMBER = 3

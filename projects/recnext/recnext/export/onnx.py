@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..engine.config import named_classes
+from ..openmmlab.config import named_classes
 from ..runtimes.calibration import Calibration
 from ..runtimes.capture import STRIDE, any_size, capture
 from ..runtimes.onnx import open_session, to_onnx

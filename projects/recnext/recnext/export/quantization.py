@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..datasets.samples.scenes import make_scene
 from ..runtimes.calibration import Calibration, check_patterns, choose_images, images_in
-from ..utils.image_io import read_image
+from ..samples.scenes import make_scene
+from ..utils.images import read_image
 from .backend import ExportOptions
 from .capture import Wrapper
 from .images import list_samples

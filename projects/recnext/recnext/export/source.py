@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ..engine.config import name_of, named_classes
-from ..engine.loading import load_segmentor
-from ..models.segmentor import FastEncoderDecoder
+from ..checkpoints.digests import find_recorded_release, sha256_of_weights
+from ..checkpoints.releases import find_release
+from ..openmmlab.config import name_of, named_classes
+from ..openmmlab.loading import load_segmentor
+from ..openmmlab.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
-from ..weights.digests import find_recorded_release, sha256_of_weights
-from ..weights.releases import find_release
 from .capture import ExportedBackbone, ExportedSegmentor, Wrapper
 
 

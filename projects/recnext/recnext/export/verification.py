@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..evaluation.record import class_iou, count_confusion, mean_of_known
-from ..models.calibration import preprocess
-from ..models.segmentor import FastEncoderDecoder
+from ..openmmlab.record import class_iou, count_confusion, mean_of_known
+from ..openmmlab.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
 from .images import Images
 
@@ -139,7 +138,7 @@ def inputs_of(segmentor: FastEncoderDecoder, part: str, image: np.ndarray) -> np
     """What an exported segmentor or backbone takes, (1, 3, H, W), of an image (H, W, 3) in BGR."""
     if part == 'segmentor':
         return np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
-    return preprocess(segmentor, image).numpy()
+    return segmentor.to_network(image[..., ::-1]).numpy()
 
 
 def _verify_segmentor(model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Images) -> Agreement:
@@ -188,7 +187,7 @@ def _count(segmentor: FastEncoderDecoder, truth: np.ndarray, best: Tensor, label
 def _verify_backbone(model: Model, segmentor: FastEncoderDecoder, size: tuple[int, int], images: Images) -> Agreement:
     error = 0.0
     for image in images.images:
-        inputs = preprocess(segmentor, cv2.resize(image, size[::-1]))
+        inputs = segmentor.to_network(cv2.resize(image, size[::-1])[..., ::-1])
         saved = model(inputs.numpy())
         with torch.no_grad():
             features = segmentor.backbone(inputs)
@@ -209,10 +208,10 @@ def _distance(saved: np.ndarray, expected: Tensor) -> float:
 @torch.no_grad()
 def _reference(segmentor: FastEncoderDecoder, image: np.ndarray) -> tuple[Tensor, Tensor]:
     """The logits of the network (1, C, h, w), and as mmseg resizes them to the image, (1, C, H, W)."""
-    inputs = preprocess(segmentor, image)
+    inputs = segmentor.to_network(image[..., ::-1])
     shape = tuple(inputs.shape[2:])
     scores = segmentor.encode_decode(inputs, [dict(img_shape=shape, pad_shape=shape, ori_shape=shape)])
-    return segmentor.network(inputs), scores
+    return segmentor.forward_logits(inputs), scores
 
 
 def _argmax(segmentor: FastEncoderDecoder, scores: Tensor) -> Tensor:

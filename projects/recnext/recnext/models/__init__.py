@@ -1,1 +1,1 @@
-"""The networks, and what is computed from their outputs."""
+"""The networks in torch alone: read :mod:`.recnext`, then :mod:`.semantic_fpn`, then :mod:`.label_map`."""

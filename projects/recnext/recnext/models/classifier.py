@@ -1,134 +1,77 @@
-"""RecNeXt as an image classifier in MMPretrain. Importing this module imports mmpretrain, and registers."""
+"""The classification head of the released ImageNet networks, without which framework it is used in."""
+
+import re
 
 import torch
-import torch.nn.functional as F
-from mmengine.registry import MODELS
-from mmpretrain.models import ClsHead, ImageClassifier
-from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from ..weights.checkpoint import read_checkpoint
-from ..weights.releases import find_checkpoint
-from .deployable_model import DeployableModel, at_least_single
-from .heads import CLASS_TENSORS, TwoBranchHead
-from .state_dict import ConversionError, convert_state_dict, get_state_dict
+from .folding import is_foldable
+
+CLASS_TENSORS = re.compile(r'head\.head(_dist)?\.linear\.(weight|bias)')
+"""The names of the tensors with one row a class, in every network that calls a :class:`TwoBranchHead` its ``head``."""
 
 
-@MODELS.register_module()
-class RecNeXtClsHead(TwoBranchHead, ClsHead):
-    """A :class:`heads.TwoBranchHead` as a head of MMPretrain: pooled features, a tuple of (N, C), to (N, classes).
+class NormLinear(nn.Sequential):
+    """Batch normalisation, then a linear layer; (N, C) to (N, classes)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels)
+        self.linear = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one linear layer that computes the same, in double precision."""
+        norm = self.norm
+        if not is_foldable(norm):
+            raise UserError(f'Only batch normalisation can be folded into a linear layer; found {type(norm).__name__}.')
+        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        shift = norm.bias.double() - norm.running_mean.double() * scale
+        weight = self.linear.weight.double()
+        return weight * scale, weight @ shift + self.linear.bias.double()
+
+
+class TwoBranchHead(nn.Module):
+    """Pooled features (N, C) to the mean of two branches (N, classes).
+
+    After training with a teacher, one branch has learnt from the labels and the other from the teacher.
 
     Args:
-        num_classes: Classes.
-        in_channels: C.
-        loss, topk, cal_acc, init_cfg: As in mmpretrain's ``ClsHead``.
+        channels: C.
+        num_classes: Classes of both branches.
+        others: For the class that this is mixed into.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, **kwargs: object) -> None:
-        super().__init__(in_channels, num_classes, **kwargs)
+    def __init__(self, channels: int, num_classes: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        # Whether training gets both branches, each (N, classes), instead of their mean.
+        self.distilled_training = False
+        self.head: nn.Module = NormLinear(channels, num_classes)
+        self.head_dist: nn.Module | None = NormLinear(channels, num_classes)
 
-    def forward(self, feats: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:
-        return super().forward(self.pre_logits(feats))
+    # Typed without the tuple of distilled training: torch.jit.script leaves that out, and goes by the annotation.
+    def forward(self, x: Tensor) -> Tensor:
+        if self.head_dist is None:
+            return self.head(x)
+        both = self.head(x), self.head_dist(x)
+        if self.training and self.distilled_training and not torch.jit.is_scripting():
+            return both
+        return (both[0] + both[1]) / 2
 
-
-@MODELS.register_module()
-class RecNeXtClassifier(DeployableModel, ImageClassifier):
-    """An ImageClassifier on RecNeXt that takes the released ImageNet files as they are, and no weights that do not fit.
-
-    Args:
-        distillation: To train with a teacher: ``model``, the name of a timm model; ``checkpoint``, its weights, where
-            they should not come from the hub; ``alpha``, the share of the teacher in the loss. The second branch of
-            the head learns which class the teacher finds most likely, the first one the labels. (Touvron et al.,
-            https://arxiv.org/abs/2012.12877, hard distillation.)
-        others: As in mmpretrain's ``ImageClassifier``.
-    """
-
-    kind = 'classifier'
-    class_tensors = CLASS_TENSORS
-
-    def __init__(self, *args: object, distillation: dict | None = None, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.head.distilled_training = distillation is not None
-        self.distillation = distillation
-        # In a list, so that it is no part of the network: checkpoints do not hold it.
-        self._teacher: list[nn.Module] = []
-
-    @property
-    def num_classes(self) -> int:
-        """Of the head."""
-        return self.head.num_classes
-
-    def parts(self) -> dict[str, nn.Module]:
-        """Backbone, neck and head."""
-        return dict(backbone=self.backbone, neck=self.neck, head=self.head)
-
-    def fold_head(self) -> None:
-        """Two branches into one linear layer."""
-        self.head.switch_to_deploy()
-
-    def network(self, inputs: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to logits (N, classes), in single precision at least."""
-        return at_least_single(self.head(self.extract_feat(inputs)))
-
-    def predict(self, inputs: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
-        """Scores and the most likely class of each image."""
-        return self.head._get_predictions(self.in_range(self.network(inputs)), data_samples)
-
-    def _rename(self, checkpoint: dict) -> tuple[dict[str, Tensor], str]:
-        """The weights in a released ImageNet file, of timm or of mmpretrain.
+    def switch_to_deploy(self) -> None:
+        """One linear layer in the place of both branches and their norms. Idempotent.
 
         Raises:
-            ConversionError: not the weights of a classifier on RecNeXt.
+            UserError: a norm that cannot be folded.
         """
-        conversion = convert_state_dict(get_state_dict(checkpoint), 'mmpretrain')
-        return conversion.state_dict, f'this classifier; they are of arch {conversion.arch}'
-
-    def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """The loss of the labels; with a teacher, also ``loss_teacher``, the two weighted with ``alpha``."""
-        if self.distillation is None:
-            return super().loss(inputs, data_samples)
-        labels, teacher = self.head(self.extract_feat(inputs))
-        alpha = self.distillation.get('alpha', 0.5)
-        losses = self.head._get_loss(labels, data_samples)
-        losses['loss'] = (1 - alpha) * losses['loss']
-        losses['loss_teacher'] = alpha * F.cross_entropy(teacher, self.ask_teacher(inputs))
-        return losses
-
-    def init_weights(self) -> None:
-        """Initialise, and get the teacher if there is one: a missing one stops a run before its first iteration."""
-        super().init_weights()
-        if self.distillation is not None:
-            self._get_teacher()
-
-    def _get_teacher(self) -> nn.Module:
-        if not self._teacher:
-            self._teacher.append(load_teacher(self.distillation['model'], self.distillation.get('checkpoint')))
-        return self._teacher[0]
-
-    @torch.no_grad()
-    def ask_teacher(self, inputs: Tensor) -> Tensor:
-        """The class (N,) that the teacher finds most likely."""
-        return self._get_teacher().to(inputs.device)(inputs).argmax(1)
-
-
-def load_teacher(model: str, checkpoint: str | None = None) -> nn.Module:
-    """A trained classifier of timm, in eval mode.
-
-    Raises:
-        UserError: timm knows no such model, or its weights cannot be had or do not fit.
-    """
-    import timm
-
-    try:
-        if checkpoint is None:
-            return timm.create_model(model, pretrained=True).eval()
-        teacher = timm.create_model(model).eval()
-        teacher.load_state_dict(get_state_dict(read_checkpoint(find_checkpoint(checkpoint))))
-    except (RuntimeError, OSError, ConversionError) as error:
-        raise UserError(
-            f'The teacher {model} cannot be had: {error}\n'
-            '  Name a file of its weights in model.distillation.checkpoint, or train without it: '
-            '--cfg-options model.distillation=None'
-        ) from None
-    return teacher
+        if self.head_dist is None:
+            return
+        with torch.no_grad():
+            weights, biases = zip(self.head.folded(), self.head_dist.folded())
+            linear = nn.Linear(*reversed(weights[0].shape)).to(self.head.linear.weight)
+            linear.weight.copy_(sum(weights) / 2)
+            linear.bias.copy_(sum(biases) / 2)
+        self.head, self.head_dist = linear.train(self.training), None

@@ -1,6 +1,6 @@
 """Semantic FPN for deployment: the convolutions of FPN and the first of FPNHead composed into one where it pays.
 
-mmseg's FPN has no norm and no activation, so everything from a feature c_i to the first activation of FPNHead is
+FPN has no norm and no activation, so everything from a feature c_i to the first activation of FPNHead is
 linear (U is nearest upsampling, the head's norm stands folded in S and s)::
 
     l_i = L c_i + b + U l_(i+1)     lateral 1×1,  C -> M channels
@@ -9,23 +9,16 @@ linear (U is nearest upsampling, the head's norm stands folded in S and s)::
 
 With K = S ∘ F, a 5×5 kernel, S F l_i = (K ∘ L) c_i + (K U)(l_(i+1) + b): a 5×5 convolution C -> D of the feature, and
 a 3×3 convolution M -> 4D of the map above, one D for each of the four pixels that U makes of one. The map l_i itself is
-never made. It pays where a feature has few channels: see :func:`pays`.
+never made. It pays where a feature has few channels: see :func:`folding_saves_flops`.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
-from mmseg.models.decode_heads import FPNHead
-from mmseg.models.necks import FPN
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from ..utils.errors import UserError
-from .folding import conv_modules, fold_conv_modules, is_foldable
 
 
 class FoldedKernels(NamedTuple):
@@ -71,8 +64,8 @@ def fold_level(lateral: nn.Conv2d, fpn_conv: nn.Conv2d, head_conv: nn.Conv2d) ->
         )
 
 
-def pays(in_channels: int, fpn_channels: int, head_channels: int, lowest: bool = True) -> bool:
-    """Whether a level takes fewer multiply-adds per pixel when it is folded.
+def folding_saves_flops(in_channels: int, fpn_channels: int, head_channels: int, lowest: bool = True) -> bool:
+    """Return whether a level takes fewer multiply-adds per pixel when it is folded.
 
     Only the lowest level is spared its lateral map: the others make it for the level below.
     """
@@ -103,16 +96,22 @@ class PlainLevel(nn.Module):
 
 
 class FoldedLevel(PlainLevel):
-    """A level together with the first ConvModule of its scale head, whose norm is folded already.
+    """A level together with the first convolution of its scale head and the activation after it.
 
     The plain way is kept for maps that are not exactly twice the one above.
+
+    Args:
+        lateral: L, 1×1.
+        fpn_conv: F, 3×3.
+        head: S, 3×3, with the norm folded in.
+        activation: act; ``nn.Identity`` for none.
     """
 
-    def __init__(self, lateral: nn.Conv2d, fpn_conv: nn.Conv2d, head: ConvModule) -> None:
+    def __init__(self, lateral: nn.Conv2d, fpn_conv: nn.Conv2d, head: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__(lateral, fpn_conv)
-        self.head = head
-        dtype = head.conv.weight.dtype
-        direct, from_above, bias, sides = fold_level(lateral, fpn_conv, head.conv)
+        self.head = nn.Sequential(OrderedDict(conv=head, activate=activation))
+        dtype = head.weight.dtype
+        direct, from_above, bias, sides = fold_level(lateral, fpn_conv, head)
         self.direct = _conv(direct.to(dtype), bias.to(dtype), padding=2)
         self.from_above = _conv(from_above.to(dtype), None, padding=1)
         self.sides = nn.ModuleList()
@@ -123,11 +122,11 @@ class FoldedLevel(PlainLevel):
             self.sides.append(nn.Sequential(ring, _conv(inwards.to(dtype), None, paddings[1])))
 
     def finish(self, merged: Tensor) -> Tensor:
-        """The merged lateral map (N, M, H, W) to the output (N, D, H, W) of the head's first ConvModule."""
+        """The merged lateral map (N, M, H, W) to the output (N, D, H, W) of the head's first convolution."""
         return self.head(super().finish(merged))
 
     def forward(self, feature: Tensor, above: Tensor) -> Tensor:
-        """(N, C, 2h, 2w) and (N, M, h, w) to the output (N, D, 2h, 2w) of the head's first ConvModule."""
+        """(N, C, 2h, 2w) and (N, M, h, w) to the output (N, D, 2h, 2w) of the head's first convolution."""
         # The lateral bias goes in before the upsampling, where it stops at the border by itself.
         bias = self.lateral.bias
         shifted = above if bias is None else above + bias.to(above.dtype)[:, None, None]
@@ -136,7 +135,7 @@ class FoldedLevel(PlainLevel):
         for side, (dim, line) in zip(self.sides, ((2, 0), (2, -1), (3, 0), (3, -1))):
             merged = self.merge(feature.narrow(dim, line, 1), above.narrow(dim, line, 1))
             out = _subtract(out, side(merged), dim, line)
-        return self.head.activate(out) if self.head.with_activation else out
+        return self.head.activate(out)
 
 
 def _subtract(maps: Tensor, line: Tensor, dim: int, index: int) -> Tensor:
@@ -152,9 +151,9 @@ def _subtract(maps: Tensor, line: Tensor, dim: int, index: int) -> Tensor:
 
 
 class FoldedFPN(nn.Module):
-    """The neck that :func:`fold_fpn` makes: a tuple of features to a tuple of one map for each level.
+    """The neck that :func:`fold_levels` makes the levels of: a tuple of features to a tuple of one map for each level.
 
-    Output i is the output (N, D, H, W) of the head's first ConvModule where level i is folded, and FPN's own output
+    Output i is the output (N, D, H, W) of the head's first convolution where level i is folded, and FPN's own output
     (N, M, H, W) elsewhere.
 
     Args:
@@ -184,38 +183,28 @@ class FoldedFPN(nn.Module):
         return tuple(reversed(outs))
 
 
-def fold_fpn(neck: nn.Module, head: nn.Module) -> tuple[FoldedFPN, FPNHead]:
-    """A new neck and a new head with the same head(neck(features)); those given stay as they are.
+def fold_levels(
+    laterals: Sequence[nn.Conv2d], fpn_convs: Sequence[nn.Conv2d], firsts: Sequence[tuple[nn.Conv2d, nn.Module]]
+) -> list[PlainLevel]:
+    """Fold every level of a Semantic FPN of which :func:`folding_saves_flops`; the others stay plain.
 
-    Every norm of the head is folded, and every level that :func:`pays`; ``scale_heads[i][0]`` of a folded level moves
-    into the neck. Idempotent: a :class:`FoldedFPN` and its head are returned unchanged.
+    Args:
+        laterals: The 1×1 convolution of each level, from the highest resolution to the lowest.
+        fpn_convs: The 3×3 convolution of each.
+        firsts: The head's first convolution on each, its norm folded, and the activation after it.
 
-    Raises:
-        UserError: training mode, or a neck or head that cannot be folded.
+    Returns:
+        One level each. Of a :class:`FoldedLevel` the head's first convolution and activation are part.
     """
-    if isinstance(neck, FoldedFPN):
-        return neck, head
-    for obstacle in _obstacles(neck, head):
-        raise UserError(
-            'Only FPN without norm or activation, with nearest upsampling, and FPNHead on all its outputs, with batch '
-            f'normalisation or none, can be folded; found {obstacle}.'
-        )
-    if any(module.training for part in (neck, head) for module in part.modules()):
-        raise UserError('fold_fpn() fixes the norm statistics for good: call .eval() on the network first.')
-
-    neck, head = copy.deepcopy((neck, head))
-    fold_conv_modules(head)
     levels = []
-    for index, (lateral, fpn_conv, scale_head) in enumerate(zip(neck.lateral_convs, neck.fpn_convs, head.scale_heads)):
-        channels = (lateral.in_channels, lateral.out_channels, head.channels)
-        topmost = index == len(head.scale_heads) - 1
-        if not topmost and pays(*channels, lowest=index == 0):
-            levels.append(FoldedLevel(lateral.conv, fpn_conv.conv, scale_head[0]))
-            scale_head[0] = nn.Identity()
+    for index, (lateral, fpn_conv, (head, activation)) in enumerate(zip(laterals, fpn_convs, firsts)):
+        channels = lateral.in_channels, lateral.out_channels, head.out_channels
+        topmost = index == len(firsts) - 1
+        if not topmost and folding_saves_flops(*channels, lowest=index == 0):
+            levels.append(FoldedLevel(lateral, fpn_conv, head, activation))
         else:
-            levels.append(PlainLevel(lateral.conv, fpn_conv.conv))
-    # New modules are in training mode.
-    return FoldedFPN(levels, neck.start_level).eval(), head.eval()
+            levels.append(PlainLevel(lateral, fpn_conv))
+    return levels
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int]) -> nn.Conv2d:
@@ -231,56 +220,3 @@ def _conv(weight: Tensor, bias: Tensor | None, padding: int | tuple[int, int]) -
 
 def _is_twice(feature: Tensor, above: Tensor) -> bool:
     return all(size == 2 * size_above for size, size_above in zip(feature.shape[2:], above.shape[2:]))
-
-
-def _obstacles(neck: nn.Module, head: nn.Module) -> Iterator[str]:
-    """What stands in the way, in words; each is looked for where those before it are absent."""
-    # Not isinstance: what a subclass computes is not known.
-    for part, kind in ((neck, FPN), (head, FPNHead)):
-        if type(part) is not kind:
-            yield f'{type(part).__name__} in the place of {kind.__name__}'
-    levels = len(neck.lateral_convs)
-    if neck.num_outs != levels:
-        yield f'an FPN with {neck.num_outs} outputs from {levels} levels (add_extra_convs={neck.add_extra_convs})'
-    if list(head.in_index) != list(range(levels)):
-        yield f'an FPNHead with in_index={head.in_index} on {levels} outputs'
-    if {'mode': 'nearest', **neck.upsample_cfg} != {'mode': 'nearest'}:
-        yield f'an FPN with upsample_cfg={dict(neck.upsample_cfg)}'
-    for module in conv_modules(neck):
-        if module.with_norm:
-            yield f'an FPN with a norm ({type(module.norm).__name__})'
-        if module.with_activation:
-            yield f'an FPN with an activation ({type(module.activate).__name__})'
-
-    firsts = [scale_head[0] for scale_head in head.scale_heads]
-    for place, modules, size in (
-        ('lateral_convs', neck.lateral_convs, 1),
-        ('fpn_convs', neck.fpn_convs, 3),
-        ('scale_heads', firsts, 3),
-    ):
-        for module in modules:
-            yield from (f'{found} in {place}' for found in _conv_obstacles(module, size))
-    for module in conv_modules(head):
-        if module.order != ('conv', 'norm', 'act'):
-            yield f'an FPNHead with the order {" -> ".join(module.order)}'
-        if isinstance(module.norm, _BatchNorm) and module.norm.running_mean is None:
-            yield 'an FPNHead with a norm that keeps no running statistics'
-        elif module.with_norm and not (is_foldable(module.norm) or isinstance(module.norm, nn.Identity)):
-            yield f'an FPNHead with {type(module.norm).__name__}'
-
-
-def _conv_obstacles(module: nn.Module, size: int) -> Iterator[str]:
-    conv = getattr(module, 'conv', None)
-    if not isinstance(module, ConvModule) or type(conv) is not nn.Conv2d:
-        yield type(module if conv is None else conv).__name__
-        return
-    if module.with_spectral_norm:
-        yield 'a spectral norm'
-    if module.with_explicit_padding:
-        yield f'a padding by {type(module.padding_layer).__name__}'
-    expected = dict(kernel_size=size, padding=size // 2, stride=1, dilation=1)
-    for name, value in expected.items():
-        if getattr(conv, name) != (value, value):
-            yield f'a convolution with {name}={getattr(conv, name)}'
-    if conv.groups != 1 or conv.padding_mode != 'zeros':
-        yield f'a convolution with groups={conv.groups}, padding_mode={conv.padding_mode!r}'

@@ -59,7 +59,7 @@ products, sum. That makes eight; the rest is for the errors of errors.
 
 
 @dataclass(frozen=True)
-class Step:
+class ResizeStep:
     """One step from the logits to the label map: cut off the borders, mirror, resize.
 
     Args:
@@ -137,7 +137,7 @@ class TiledAxis:
 
 
 @functools.lru_cache(maxsize=256)
-def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtype) -> TiledAxis:
+def tile_axis(steps: tuple[ResizeStep, ...], axis: int, length: int, dtype: torch.dtype) -> TiledAxis:
     """The tiles along an axis whose ``length`` logits of this dtype go through ``steps``."""
     indices, weights = torch.arange(length)[:, None], torch.ones(length, 1, dtype=torch.double)
     for step in steps:
@@ -156,7 +156,7 @@ def tile_axis(steps: tuple[Step, ...], axis: int, length: int, dtype: torch.dtyp
     return TiledAxis(cells, patches.clamp(max=length - 1), matrices)
 
 
-def resize_all(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
+def resize_all(logits: Tensor, steps: tuple[ResizeStep, ...]) -> Tensor:
     """Logits (C, h, w) through all steps by PyTorch's operations, on contiguous maps as mmseg has them: (C, H, W)."""
     maps = logits.contiguous()
     for step in steps:
@@ -164,7 +164,9 @@ def resize_all(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
     return maps
 
 
-def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pixels: tuple[Tensor, ...] = ()) -> Tensor:
+def running_argmax(
+    logits: Tensor, steps: tuple[ResizeStep, ...], classes: Tensor, pixels: tuple[Tensor, ...] = ()
+) -> Tensor:
     """The first of ``classes``, in ascending order, with the largest resized logit; none of them NaN.
 
     The resized maps of all classes never exist together, but where they are few or small.
@@ -195,7 +197,7 @@ def running_argmax(logits: Tensor, steps: tuple[Step, ...], classes: Tensor, pix
     return labels
 
 
-def _rounds_by_place(shape: torch.Size, steps: tuple[Step, ...]) -> bool:
+def _rounds_by_place(shape: torch.Size, steps: tuple[ResizeStep, ...]) -> bool:
     """Whether PyTorch's rounding of a map depends on its place among all; see :data:`FEW_CLASSES`."""
     size = shape[1:]
     for step in steps:
@@ -207,7 +209,7 @@ def _rounds_by_place(shape: torch.Size, steps: tuple[Step, ...]) -> bool:
     return False
 
 
-def argmax_in_groups(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
+def argmax_in_groups(logits: Tensor, steps: tuple[ResizeStep, ...]) -> Tensor:
     """The first class with the largest resized logit, a NaN being the largest, as ``argmax`` has it.
 
     On a device that resizes a map in the same way whatever maps are beside it.
@@ -240,7 +242,7 @@ def argmax_in_groups(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def label_map(logits: Tensor, steps: tuple[Step, ...]) -> Tensor:
+def label_map(logits: Tensor, steps: tuple[ResizeStep, ...]) -> Tensor:
     """``argmax`` over the classes of the resized logits, without resizing what cannot win.
 
     Args:

@@ -1,50 +1,129 @@
-"""RecNeXt: an image backbone with recursive token mixers.
+"""RecNeXt: an image backbone with recursive token mixers, in torch alone.
 
 Paper: `RecConv: Efficient Recursive Convolutions for Multi-Frequency Representations
 <https://arxiv.org/abs/2412.19628>`_. Released weights: https://github.com/suous/RecNeXt.
 
 The two families share everything but the token mixer: :class:`RecConv` in m0 ... m5, :class:`RecAttn` in
-a0 ... a5. Parameters keep their released names; the exceptions stand in ``state_dict.rename``.
+a0 ... a5. Parameters keep their released names; the exceptions stand in ``checkpoints.keys.rename``.
 
 What timm runs is written so that ``torch.jit.script`` compiles it: a loop calls the modules of a whole list, not of a
 slice, and a list is no condition.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer, is_norm
-from mmcv.cnn.bricks import DropPath
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..utils.errors import UserError
-from .archs import STAGES, get_arch
-from .folding import fold_norm, is_foldable
-from .pretrained import StrictlyPretrained, load_pretrained
+from .folding import DepthwisePair, fold_norm, is_foldable
+
+Norm = Callable[[int], nn.Module]
+"""Makes a normalisation layer for a number of channels."""
+
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+
+ARCHS = {
+    f'{family}{size}': dict(
+        channels=tuple(width * 2**stage for stage in range(4)),
+        depths=depths,
+        mlp_ratio=mlp_ratio[family],
+        token_mixer=token_mixer,
+    )
+    for family, token_mixer in (('m', 'conv'), ('a', 'attn'))
+    for size, width, depths, mlp_ratio in (
+        (0, 40, (2, 2, 9, 1), dict(m=2, a=2)),
+        (1, 48, (3, 3, 15, 2), dict(m=2, a=2)),
+        (2, 56, (3, 3, 15, 2), dict(m=2, a=2)),
+        (3, 64, (3, 3, 13, 2), dict(m=2, a=1.875)),
+        (4, 64, (5, 5, 25, 4), dict(m=2, a=1.875)),
+        (5, 80, (7, 7, 35, 2), dict(m=2, a=1.875)),
+    )
+}
+"""``m0`` ... ``m5`` and ``a0`` ... ``a5``. ``channels`` and ``depths``: width and number of blocks of each of
+the four stages. ``mlp_ratio``: hidden channels of a channel mixer for each of its own. ``token_mixer``: ``'conv'``
+(RecConv) or ``'attn'`` (RecAttn)."""
+
+STAGES = 4
+TOKEN_MIXERS = ('conv', 'attn')
+
+
+def get_arch(arch: str | Mapping) -> dict:
+    """Return the settings of ``arch``: a name in :data:`ARCHS`, or a dict with exactly the keys that those have.
+
+    Raises:
+        UserError: an unknown name, a missing or unknown key, or a value that makes no network.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise UserError(f'Unknown RecNeXt arch {arch!r}. Choose one of: {", ".join(ARCHS)}; or give a dict.')
+        return ARCHS[arch]
+    keys = set(ARCHS['m0'])
+    if not isinstance(arch, Mapping):
+        raise UserError(f'A RecNeXt arch is a name or a dict; found {arch!r}.')
+    if set(arch) != keys:
+        raise UserError(f'A RecNeXt arch dict has the keys {sorted(keys)}; found {sorted(arch)}.')
+    for key in ('channels', 'depths'):
+        numbers = arch[key]
+        whole = isinstance(numbers, Sequence) and all(isinstance(number, int) and number > 0 for number in numbers)
+        if not whole or len(numbers) != STAGES:
+            raise UserError(f'A RecNeXt arch has {STAGES} stages; found {key} {numbers}.')
+    if arch['channels'][0] < 2 or int(arch['mlp_ratio'] * arch['channels'][0]) < 1:
+        raise UserError(f'No channels are left with channels {arch["channels"]} and mlp_ratio {arch["mlp_ratio"]}.')
+    if arch['token_mixer'] not in TOKEN_MIXERS:
+        raise UserError(f'token_mixer is one of {", ".join(TOKEN_MIXERS)}; found {arch["token_mixer"]!r}.')
+    for stage, (width, before) in enumerate(zip(arch['channels'][1:], arch['channels']), start=1):
+        if width != 2 * before:
+            raise UserError(
+                f'Every stage of a RecNeXt has twice the channels of the one before; stage {stage} has {width} '
+                f'after {before}.'
+            )
+    return dict(arch)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample (dimension 0) is zeroed at a rate, and the others are scaled to make up.
+
+    The random draws and the rounding are those of mmcv's ``DropPath``.
+
+    Args:
+        rate: Share of the samples that is zeroed, 0 to 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        kept = (keep + torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)).floor()
+        return x.div(keep) * kept
 
 
 class ConvNorm(nn.Sequential):
     """Convolution without bias, then normalisation; (N, in, H, W) to (N, out, ceil(H / stride), ceil(W / stride))."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm_cfg: dict, **conv_args: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **conv_args: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False, **conv_args)
-        self.norm = build_norm_layer(norm_cfg, out_channels)[1]
+        self.norm = norm(out_channels)
 
     def switch_to_deploy(self) -> None:
         self.conv, self.norm = fold_norm(self.conv, self.norm), nn.Identity()
 
 
-def mlp(channels: int, ratio: float, norm_cfg: dict) -> nn.Sequential:
+def mlp(channels: int, ratio: float, norm: Norm) -> nn.Sequential:
     """Channel mixer: two 1×1 convolutions with int(ratio · channels) channels between them."""
     hidden = int(ratio * channels)
-    return nn.Sequential(ConvNorm(channels, hidden, 1, norm_cfg), nn.GELU(), ConvNorm(hidden, channels, 1, norm_cfg))
+    return nn.Sequential(ConvNorm(channels, hidden, 1, norm), nn.GELU(), ConvNorm(hidden, channels, 1, norm))
 
 
 class RecConv(nn.Module):
@@ -85,19 +164,19 @@ class LinearAttention(nn.Module):
         channels: C of the (N, C, H, W) input and output; n = H · W tokens.
         heads: Number of heads; divides C.
         tokens_first: Whether the (n × n) matrix is made instead of the (C / heads)² one.
-        norm_cfg: Normalisation of the query/key projection and of the positional encoding.
+        norm: Normalisation of the query/key projection and of the positional encoding.
     """
 
     eps: Final = 1e-6
 
-    def __init__(self, channels: int, heads: int, tokens_first: bool, norm_cfg: dict) -> None:
+    def __init__(self, channels: int, heads: int, tokens_first: bool, norm: Norm) -> None:
         super().__init__()
         if channels % heads or channels % 2:
             raise UserError(f'RecAttn splits its channels in {heads} heads; found {channels} channels.')
         self.heads = heads
         self.tokens_first = tokens_first
-        self.qk = ConvNorm(channels, 2 * channels, 1, norm_cfg, groups=2)
-        self.pe = ConvNorm(channels, channels, 3, norm_cfg, groups=channels)
+        self.qk = ConvNorm(channels, 2 * channels, 1, norm, groups=2)
+        self.pe = ConvNorm(channels, channels, 3, norm, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
@@ -123,17 +202,17 @@ class RecAttn(nn.Module):
         channels: C of the (N, C, H, W) input and output.
         heads: See :class:`LinearAttention`.
         tokens_first: See :class:`LinearAttention`.
-        norm_cfg: Normalisation of every convolution.
+        norm: Normalisation of every convolution.
         kernel_size: Of the two depthwise convolutions.
     """
 
-    def __init__(self, channels: int, heads: int, tokens_first: bool, norm_cfg: dict, kernel_size: int = 5) -> None:
+    def __init__(self, channels: int, heads: int, tokens_first: bool, norm: Norm, kernel_size: int = 5) -> None:
         super().__init__()
         self.down = nn.Sequential(
-            ConvNorm(channels, channels, kernel_size, norm_cfg, stride=2, groups=channels),
-            LinearAttention(channels, heads, tokens_first, norm_cfg),
+            ConvNorm(channels, channels, kernel_size, norm, stride=2, groups=channels),
+            LinearAttention(channels, heads, tokens_first, norm),
         )
-        self.conv = ConvNorm(channels, channels, kernel_size, norm_cfg, groups=channels)
+        self.conv = ConvNorm(channels, channels, kernel_size, norm, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x + F.interpolate(self.down(x), size=x.shape[2:], mode='nearest'))
@@ -142,16 +221,16 @@ class RecAttn(nn.Module):
 class Block(nn.Module):
     """x + channel_mixer(norm(token_mixer(x))); (N, C, H, W) in and out. RecAttn ends in a norm of its own."""
 
-    def __init__(self, stage: int, channels: int, arch: Mapping, drop_path_rate: float, norm_cfg: dict) -> None:
+    def __init__(self, stage: int, channels: int, arch: Mapping, drop_path_rate: float, norm: Norm) -> None:
         super().__init__()
         if arch['token_mixer'] == 'conv':
             self.token_mixer = RecConv(channels, levels=STAGES - stage)
-            self.norm = build_norm_layer(norm_cfg, channels)[1]
+            self.norm = norm(channels)
         else:
             last = stage == STAGES - 1
-            self.token_mixer = RecAttn(channels, heads=2 ** (stage + 1), tokens_first=last, norm_cfg=norm_cfg)
+            self.token_mixer = RecAttn(channels, heads=2 ** (stage + 1), tokens_first=last, norm=norm)
             self.norm = nn.Identity()
-        self.channel_mixer = mlp(channels, arch['mlp_ratio'], norm_cfg)
+        self.channel_mixer = mlp(channels, arch['mlp_ratio'], norm)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,12 +245,12 @@ class Block(nn.Module):
 class Downsample(nn.Module):
     """(N, C, H, W) to (N, 2C, ceil(H / 2), ceil(W / 2)), with a channel mixer around which the result is added."""
 
-    def __init__(self, in_channels: int, mlp_ratio: float, norm_cfg: dict) -> None:
+    def __init__(self, in_channels: int, mlp_ratio: float, norm: Norm) -> None:
         super().__init__()
         channels = 2 * in_channels
         self.token_mixer = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, groups=in_channels)
-        self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.channel_mixer = mlp(channels, mlp_ratio, norm_cfg)
+        self.norm = norm(channels)
+        self.channel_mixer = mlp(channels, mlp_ratio, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.token_mixer(x))
@@ -185,12 +264,12 @@ class Downsample(nn.Module):
 class Stage(nn.Module):
     """A downsampler (none in stage 0), then the blocks."""
 
-    def __init__(self, stage: int, arch: Mapping, drop_path_rate: float, norm_cfg: dict) -> None:
+    def __init__(self, stage: int, arch: Mapping, drop_path_rate: float, norm: Norm) -> None:
         super().__init__()
         channels = arch['channels'][stage]
-        self.downsample = Downsample(channels // 2, arch['mlp_ratio'], norm_cfg) if stage else nn.Identity()
+        self.downsample = Downsample(channels // 2, arch['mlp_ratio'], norm) if stage else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(stage, channels, arch, drop_path_rate, norm_cfg) for _ in range(arch['depths'][stage])
+            Block(stage, channels, arch, drop_path_rate, norm) for _ in range(arch['depths'][stage])
         )
 
     def forward(self, x: Tensor, with_cp: bool = False) -> Tensor:
@@ -203,60 +282,52 @@ class Stage(nn.Module):
         return x
 
 
-# In mmengine's own registry, which mmseg's and mmpretrain's fall back on.
-@MODELS.register_module()
-class RecNeXt(StrictlyPretrained):
+class RecNeXt(nn.Module):
     """The backbone: an image (N, in_channels, H, W) of any size from 1 × 1 to a tuple of feature maps.
 
     Feature i has ``channels[i]`` channels and size ceil(H / 2^(i + 2)) × ceil(W / 2^(i + 2)).
 
     Args:
         arch: Name of a released variant, ``'m0'`` ... ``'m5'``, ``'a0'`` ... ``'a5'``, or a dict with the keys
-            ``channels``, ``depths``, ``mlp_ratio`` and ``token_mixer`` that :data:`archs.ARCHS` explains.
+            ``channels``, ``depths``, ``mlp_ratio`` and ``token_mixer`` that :data:`ARCHS` explains.
         in_channels: Channels of the image.
         out_indices: Stages whose outputs are returned, 0 to 3.
-        norm_cfg: Normalisation layers. Only batch normalisation can be folded by :meth:`switch_to_deploy`.
+        norm: Makes a normalisation layer for a number of channels. Only batch normalisation can be folded by
+            :meth:`switch_to_deploy`.
         norm_eval: Whether the norms keep their statistics in training. The released networks trained them.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         drop_path_rate: Stochastic depth, the same in every block.
         with_cp: Whether activations are recomputed in the backward pass to save memory. Gradients and norm
             statistics are the same either way.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` takes a released ImageNet file as it is; see
-            :func:`pretrained.read_pretrained`. Without it, PyTorch's default initialisation.
 
     Raises:
         UserError: an arch that makes no network, or an index out of range.
     """
-
-    # mmengine's BaseModule has a setter without types: torch.jit.script would take its values for tensors.
-    __jit_unused_properties__ = ['is_init']
 
     def __init__(
         self,
         arch: str | Mapping = 'm3',
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
-        norm_cfg: Mapping = dict(type='BN'),
+        norm: Norm = nn.BatchNorm2d,
         norm_eval: bool = False,
         frozen_stages: int = -1,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         arch = get_arch(arch)
         if isinstance(out_indices, int) or not out_indices or any(index not in range(STAGES) for index in out_indices):
             raise UserError(f'out_indices names stages 0 to {STAGES - 1}; found {out_indices}.')
         if frozen_stages not in range(-1, STAGES + 1):
             raise UserError(f'frozen_stages lies between -1 and {STAGES}; found {frozen_stages}.')
-        norm_cfg = dict(norm_cfg)
         width = arch['channels'][0]
         self.stem = nn.Sequential(
-            ConvNorm(in_channels, width // 2, 3, norm_cfg, stride=2),
+            ConvNorm(in_channels, width // 2, 3, norm, stride=2),
             nn.GELU(),
-            ConvNorm(width // 2, width, 3, norm_cfg, stride=2),
+            ConvNorm(width // 2, width, 3, norm, stride=2),
         )
-        self.stages = nn.ModuleList(Stage(stage, arch, drop_path_rate, norm_cfg) for stage in range(STAGES))
+        self.stages = nn.ModuleList(Stage(stage, arch, drop_path_rate, norm) for stage in range(STAGES))
         self.out_indices = tuple(out_indices)
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
@@ -264,11 +335,12 @@ class RecNeXt(StrictlyPretrained):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return a feature map (N, channels[i], ceil(H / 2^(i + 2)), ceil(W / 2^(i + 2))) for each i of out_indices."""
         features = self.forward_stages(x)
         return tuple(features[index] for index in self.out_indices)
 
     def forward_stages(self, x: Tensor, stages: int = STAGES) -> list[Tensor]:
-        """The feature maps of the first ``stages`` stages."""
+        """Return the feature maps of the first ``stages`` stages."""
         x = self.stem(x)
         features = []
         for index, stage in enumerate(self.stages):
@@ -276,10 +348,6 @@ class RecNeXt(StrictlyPretrained):
                 x = stage(x, self.with_cp)
                 features.append(x)
         return features
-
-    def load_pretrained(self, checkpoint: str) -> None:
-        """Load a file that must fit exactly (see :func:`pretrained.read_pretrained`)."""
-        load_pretrained(self, checkpoint)
 
     def train(self, mode: bool = True) -> 'RecNeXt':
         super().train(mode)
@@ -304,7 +372,7 @@ class RecNeXt(StrictlyPretrained):
         """
         if any(module.training for module in self.modules()):
             raise UserError('switch_to_deploy() fixes the norm statistics for good: call .eval() on the network first.')
-        other = {type(m).__name__ for m in self.modules() if is_norm(m) and not is_foldable(m)}
+        other = {type(m).__name__ for m in self.modules() if isinstance(m, NORMS) and not is_foldable(m)}
         if other:
             raise UserError(f'Only batch normalisation can be folded into a convolution; found {", ".join(other)}.')
         for module in list(self.modules())[1:]:
@@ -336,3 +404,12 @@ def _untracked_statistics(module: nn.Module) -> Iterator[None]:
         for norm, (momentum, batches) in zip(norms, kept):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)
+
+
+def pair_downsampling(network: nn.Module) -> None:
+    """Make a :class:`DepthwisePair` of every folded downsampling convolution on a CPU; in place, idempotent."""
+    for module in network.modules():
+        if isinstance(module, Downsample) and isinstance(module.norm, nn.Identity):
+            conv = module.token_mixer
+            if isinstance(conv, nn.Conv2d) and conv.weight.device.type == 'cpu':
+                module.token_mixer = DepthwisePair(conv)

@@ -21,13 +21,13 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexer import Lexer
 from pygments.lexers import DiffLexer, PythonLexer
 
-from ..evaluation.record import Evaluation, Example
+from ..checkpoints.files import find_newest_checkpoint
+from ..drawing.overlay import paint
+from ..openmmlab.record import Evaluation, Example
 from ..utils.errors import UserError
-from ..utils.files import written_beside
-from ..utils.image_io import read_image
+from ..utils.files import atomic_write
+from ..utils.images import read_image
 from ..utils.paths import command
-from ..visualization.overlay import paint
-from ..weights.checkpoint import find_newest_checkpoint
 from .run_logs import CURVES, ClassFigures, Curve, Run, read_run
 
 COLOURS = ('#1c6dd0', '#e4572e', '#2a9d4b', '#8e44ad', '#0f8b8d', '#c9184a', '#b8860b', '#5c6770')
@@ -82,7 +82,7 @@ def write_report(work_dirs: Sequence[str | Path], out: str | Path | None = None)
     if out.is_dir():
         raise UserError(f'{out} is a folder; expected the name of a file to write.')
     page = render(names, runs)
-    with written_beside(out) as beside:
+    with atomic_write(out) as beside:
         beside.write_text(page, encoding='utf-8')
     return out
 

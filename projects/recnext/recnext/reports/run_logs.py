@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.record import RECORD, Evaluation, read_evaluation
+from ..openmmlab.record import RECORD, Evaluation, read_evaluation
 from ..utils.errors import UserError
 
 PERCENT = ('mIoU', 'aAcc', 'mAcc')

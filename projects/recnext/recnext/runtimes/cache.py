@@ -2,16 +2,18 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
-from mmengine.logging import print_log
 
 from ..utils.errors import UserError
-from ..utils.files import sha256_of, written_beside
+from ..utils.files import atomic_write, sha256_of
+
+logger = logging.getLogger(__name__)
 
 RECORD = 'entry.json'
 """The file of an entry that says what it was made of, and has the SHA-256 of the others."""
@@ -68,12 +70,12 @@ class Entry:
         digests = {path.name: sha256_of(path) for path in sorted(files.iterdir())}
         record = json.dumps(dict(made_of=self.made_of, files=digests), indent=2)
         try:
-            with written_beside(self.folder) as beside:
+            with atomic_write(self.folder) as beside:
                 shutil.copytree(files, beside)
                 (beside / RECORD).write_text(record)
                 self._make_way()
         except UserError as error:
-            print_log(f'The converted network is not kept, and is made again next time: {error}', logger='current')
+            logger.info(f'The converted network is not kept, and is made again next time: {error}')
             return False
         self._make_room()
         return True
@@ -89,7 +91,7 @@ class Entry:
             for record in reversed(records):
                 left -= sum(path.stat().st_size for path in record.parent.iterdir())
                 if left < 0 and record.parent != self.folder:
-                    print_log(f'{record.parent} makes way for newer networks.', logger='current')
+                    logger.info(f'{record.parent} makes way for newer networks.')
                     Entry(record.parent, {})._make_way()
 
     def _make_way(self) -> None:

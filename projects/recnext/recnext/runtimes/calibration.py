@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import cv2
 import numpy as np
 from torch import nn
 
+from ..models.deployable import Deployable
 from ..utils.errors import UserError
-from ..utils.image_io import IMAGE_SUFFIXES
+from ..utils.images import IMAGE_SUFFIXES, read_image
+from .capture import LEAST, STRIDE
 
 NUMBER = 200
 """Images to calibrate with, at most."""
@@ -102,3 +105,26 @@ def _without_wrapper(name: str) -> str:
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
+
+
+def calibrate(model: Deployable, folder: str, keep_float: Sequence[str]) -> Calibration:
+    """Return the images of a folder as inputs of a network, their short sides as long as in training.
+
+    Args:
+        model: Names its modules, and normalises.
+        folder: With the folders in it.
+        keep_float: Patterns of names of modules.
+
+    Raises:
+        UserError: no images, or a pattern that no module fits.
+    """
+    check_patterns(model, keep_float)
+    named, images = choose_images(images_in(Path(folder)), folder)
+
+    def load(path: Path) -> np.ndarray:
+        image = read_image(path)
+        scale = model.calibration_side / min(image.shape[:2])
+        height, width = (max(round(length * scale / STRIDE) * STRIDE, LEAST) for length in image.shape[:2])
+        return model.to_network(cv2.resize(image, (width, height))[..., ::-1]).numpy()
+
+    return Calibration(named, images, load, keep_float)

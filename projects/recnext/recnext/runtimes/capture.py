@@ -1,10 +1,9 @@
 """Networks captured as graphs by torch.export, the network unchanged: for images of one size, or of any."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from mmseg.models.utils import Upsample
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
@@ -14,6 +13,10 @@ STRIDE = 32
 
 LEAST = 3 * STRIDE
 """Sides of the smallest image of a graph that takes any size, in pixels."""
+
+
+SUBSTITUTES: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {}
+"""By type, what to capture in the place of modules whose graph would keep the size of one image."""
 
 
 def any_size() -> dict[int, Dim]:
@@ -37,7 +40,7 @@ def capture(
     # A dimension that is 1 when a graph is captured is 1 for good.
     images = torch.zeros(2 if 0 in dynamic else batch, 3, *size)
     if dynamic:
-        module = with_factors(module)
+        module = _substitute(module)
     with torch.no_grad():
         return torch.export.export(module.eval(), (images,), dynamic_shapes=(dynamic,) if dynamic else None)
 
@@ -47,17 +50,11 @@ def modules_of(node: Node) -> list[str]:
     return [name for name, _ in node.meta.get('nn_module_stack', {}).values() if name]
 
 
-def with_factors(module: nn.Module) -> nn.Module:
-    """A copy in which mmseg's Upsample enlarges by its factor.
-
-    Its own way is to compute the size as a number, and a graph keeps the number of the image that it was captured with.
-    """
+def _substitute(module: nn.Module) -> nn.Module:
+    """Return a copy in which the types in :data:`SUBSTITUTES` are replaced."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, Upsample) and not child.size:
-                factor = nn.Upsample(
-                    scale_factor=child.scale_factor, mode=child.mode, align_corners=child.align_corners
-                )
-                setattr(parent, name, factor)
+            if type(child) in SUBSTITUTES:
+                setattr(parent, name, SUBSTITUTES[type(child)](child))
     return module

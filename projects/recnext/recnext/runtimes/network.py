@@ -1,6 +1,7 @@
 """A network that runs in an engine: converted when the first images come, read from the cache from then on."""
 
 import importlib.util
+import logging
 import tempfile
 import threading
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..utils.errors import UserError, first_line
@@ -22,6 +22,8 @@ from .identity import digest, identify, identify_images, version_of
 from .inductor import InductorEngine
 from .onnx import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine
+
+logger = logging.getLogger(__name__)
 
 ENGINES: dict[str, Engine] = dict(compile=InductorEngine(), openvino=OpenVinoEngine(), onnxruntime=OnnxRuntimeEngine())
 """By the words that the tools use. PyTorch itself needs no conversion."""
@@ -119,9 +121,7 @@ class ConvertedNetwork:
         for kind in self._kinds(images):
             if kind != ANY and len(self._graphs) - (ANY in self._graphs) >= MOST_SIZES:
                 if self.module not in self._chosen.values():
-                    print_log(
-                        f'{self.name} has graphs for {MOST_SIZES} sizes; others run in PyTorch.', logger='current'
-                    )
+                    logger.info(f'{self.name} has graphs for {MOST_SIZES} sizes; others run in PyTorch.')
                 return self.module
             try:
                 self._graphs[kind] = self._get(kind, images)
@@ -129,7 +129,7 @@ class ConvertedNetwork:
             except Exception as error:  # whatever torch.export or an engine raises
                 if kind == ANY and not (isinstance(error, UserError) and self.calibration):
                     self._takes_any = False
-                    print_log(f'No graph for all sizes of images: {first_line(error)}', logger='current')
+                    logger.info(f'No graph for all sizes of images: {first_line(error)}')
                 elif isinstance(error, UserError):
                     raise
                 else:
@@ -159,7 +159,7 @@ class ConvertedNetwork:
                     entry.note_use()
                     return network
                 except Exception as error:  # as above
-                    print_log(f'What was kept for {self.name} is of no use: {first_line(error)}', logger='current')
+                    logger.info(f'What was kept for {self.name} is of no use: {first_line(error)}')
             return self._make(kind, entry, images)
 
     def _entry(self, shape: Shape) -> Entry:
@@ -167,7 +167,7 @@ class ConvertedNetwork:
         return Entry(self.folder / digest(made_of), made_of)
 
     def _make(self, shape: Shape, entry: Entry, images: Tensor) -> Network:
-        print_log(f'Converting the network for {self.name}, which is done once.', logger='current')
+        logger.info(f'Converting the network for {self.name}, which is done once.')
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             folder = Path(name)
             size = tuple(images.shape[2:])

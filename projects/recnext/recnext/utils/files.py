@@ -34,7 +34,7 @@ def make_folder(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def written_beside(path: str | Path, staging: Path | None = None) -> Iterator[Path]:
+def atomic_write(path: str | Path, staging: Path | None = None) -> Iterator[Path]:
     """Where to write a file or a folder that takes the place of ``path`` when the block ends.
 
     It is then there in full, through to the disk; after an error what was there before stays, and nothing else. A file
@@ -117,7 +117,7 @@ def _concerns(error: OSError, folder: Path) -> bool:
 
 
 def remove_partial_files(folder: str | Path) -> None:
-    """Remove what :func:`written_beside` left in a folder when it was killed; no other process may write there."""
+    """Remove what :func:`atomic_write` left in a folder when it was killed; no other process may write there."""
     for path in Path(folder).glob(f'{PARTIAL}*'):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from .errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = PACKAGE.parent / 'configs'
-RELEASED = PACKAGE / 'weights' / 'released.json'
+RELEASED = PACKAGE / 'checkpoints' / 'released.json'
 
 CLONE = PACKAGE.parents[2]
 """The folder of the repository, where the package is used from one."""

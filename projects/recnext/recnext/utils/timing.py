@@ -6,7 +6,7 @@ from statistics import mean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .device import synchronize
+from .devices import synchronize
 
 if TYPE_CHECKING:
     import torch

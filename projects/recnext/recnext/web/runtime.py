@@ -11,7 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from ..utils.errors import UserError, printable
-from ..utils.files import make_folder, written_beside
+from ..utils.files import atomic_write, make_folder
 
 PACKAGE, VERSION = 'onnxruntime-web', '1.30.0'
 
@@ -49,7 +49,7 @@ def find_package(given: Path | None = None) -> Path:
     cached = user_cache_path('recnext') / ARCHIVE
     if not cached.is_file():
         make_folder(cached.parent)
-        with written_beside(cached) as beside:
+        with atomic_write(cached) as beside:
             _fetch(beside.parent)
             _check(beside)
     _check(cached)

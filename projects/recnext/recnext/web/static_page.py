@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..engine.config import named_classes
+from ..drawing.overlay import OPACITY
 from ..export.backend import ExportOptions, OfPrecision, SavedModel
 from ..export.capture import Wrapper
 from ..export.onnx import OnnxBackend, OnnxModel
 from ..export.sizes import ImageSizes
 from ..export.source import Source
+from ..openmmlab.config import named_classes
 from ..runtimes.calibration import Calibration
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
-from ..visualization.overlay import OPACITY
 from . import runtime
 
 HERE = Path(__file__).parent

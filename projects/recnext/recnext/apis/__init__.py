@@ -1,1 +1,0 @@
-"""What the command lines call: one function each, with the options as arguments."""

@@ -1,0 +1,1 @@
+"""Checkpoint files: found, fetched, read, written, and the names of the tensors in them."""

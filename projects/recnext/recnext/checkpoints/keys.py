@@ -1,0 +1,318 @@
+"""Pure functions between the released layouts and the names of this project.
+
+Seven layouts are known, told apart by their keys alone:
+
+=========================  ===============================  =====================================================
+layout                     keys                             where from
+=========================  ===============================  =====================================================
+``legacy segmentor``       ``backbone.stem.stem.0...``      released ``*_ade20k.pth`` (mmseg 0.x)
+``mmseg1 segmentor``       ``backbone.stem.0...``           this project in MMSegmentation 1.x
+``legacy classifier``      ``stem.stem.0...``, ``head...``  released ImageNet files, safetensors of the hub
+``timm classifier``        ``stem.0...``, ``head...``       this project in timm
+``mmpretrain classifier``  ``backbone.stem.0...``,          this project in MMPretrain
+                           ``head...``
+``legacy backbone``        ``stem.stem.0...``               a released file without its head
+``mmseg1 backbone``        ``stem.0...``                    this project
+=========================  ===============================  =====================================================
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.recnext import ARCHS, STAGES
+from ..utils.errors import UserError, printable
+
+TARGETS = ('mmseg1', 'mmpretrain', 'timm', 'legacy')
+"""The spellings that :func:`convert_state_dict` can write; ``mmseg1`` has no place for a classification head."""
+
+RELEASED_STEM, STEM = 'stem.stem.', 'stem.'
+"""How the stem's keys begin, as released and here. No other module of the backbone is called otherwise."""
+
+HEAD = 'head.'
+"""How the keys of a classification head begin, in every layout."""
+
+EMA_BUFFER = re.compile(r'ema_(backbone|neck|decode_head)_')
+"""mmcv 1.x's EMAHook keeps its copy of ``backbone.stem...`` as ``ema_backbone_stem...`` among the weights."""
+
+STATE_DICT_KEYS = ('state_dict', 'model')
+"""Under which key a file keeps its weights: mmcv, mmengine | the ImageNet files. A bare state dict has neither."""
+
+EMA_KEYS = ('model_ema', 'state_dict_ema')
+"""Under which key a file keeps averaged weights: DeiT's training code | timm."""
+
+SWAPPED_EMA_KEY = 'ema_state_dict'
+"""mmengine's EMAHook swaps the two when it saves: the averages stand in ``state_dict``, the raw weights here."""
+
+BACKBONE = 'backbone.'
+DISTRIBUTED = 'module.'
+LISTED = 10
+LONGEST_KEY = 120
+
+
+class ConversionError(UserError):
+    """The weights are not what was expected; nothing has been loaded or written."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the keys of a state dict are spelled (one of :data:`TARGETS`), and of what they are.
+
+    ``kind`` is ``'segmentor'``, ``'classifier'`` or ``'backbone'``.
+    """
+
+    target: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f'{self.target} {self.kind}'
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted state dict and the account of it.
+
+    Attributes:
+        layout: Of the source.
+        arch: Name of the variant; None if no released one looks like this.
+        state_dict: The tensors under their new keys, in the order of the source.
+        mapped: New key -> key in the source.
+        left_out: Key in the source -> why it has no place in the target.
+    """
+
+    layout: Layout
+    arch: str | None
+    state_dict: dict[str, Tensor]
+    mapped: dict[str, str]
+    left_out: dict[str, str]
+
+
+def find_weights(checkpoint: Mapping, ema: bool = False) -> str | None:
+    """Under which key a checkpoint keeps its (averaged) weights; None if it is a bare state dict."""
+    keys = (*EMA_KEYS, *STATE_DICT_KEYS) if ema else STATE_DICT_KEYS
+    return next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
+
+
+def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
+    """The weights in a checkpoint, without its wrapping and without the ``module.`` of a distributed wrapper.
+
+    Args:
+        checkpoint: What a file holds: a state dict, bare or under one of :data:`STATE_DICT_KEYS`.
+        ema: Take the averaged weights (see :data:`EMA_KEYS` and :data:`SWAPPED_EMA_KEY`). mmcv 1.x keeps them among
+            the weights as ``ema_backbone_...``, in runs by iterations such as those of mmseg.
+
+    Raises:
+        ConversionError: there are no such weights, or what stands in their place is not tensors.
+    """
+    weights_key = find_weights(checkpoint, ema)
+    state_dict = checkpoint if weights_key is None else checkpoint[weights_key]
+    strange = [key for key, value in state_dict.items() if not isinstance(key, str) or not _has_values(value)]
+    if strange or not state_dict:
+        raise ConversionError(
+            'This holds no state dict. Expected dense tensors by name, bare or under '
+            f'{" or ".join(map(repr, STATE_DICT_KEYS))}; found {_shortened(strange or list(checkpoint)) or "nothing"}.'
+        )
+    if all(key.startswith(DISTRIBUTED) for key in state_dict):
+        state_dict = {key.removeprefix(DISTRIBUTED): value for key, value in state_dict.items()}
+    if ema and weights_key not in EMA_KEYS and SWAPPED_EMA_KEY not in checkpoint:
+        return _mmcv_averages(state_dict)
+    return state_dict
+
+
+def _has_values(value: object) -> bool:
+    """Whether this is a tensor with a number of its own in memory for each of its elements."""
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        return False
+    beyond = 1  # the elements that the dimensions so far reach over
+    for stride, size in sorted((stride, size) for stride, size in zip(value.stride(), value.shape) if size > 1):
+        if stride < beyond:
+            return False
+        beyond += stride * (size - 1)
+    return True
+
+
+def _mmcv_averages(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the buffers of mmcv 1.x's EMAHook, ``ema_`` and the name with underscores, in the parameters' places."""
+    averages = {key: value for key, value in state_dict.items() if EMA_BUFFER.match(key)}
+    if not averages:
+        raise ConversionError('This file holds no EMA weights. Leave out --ema to convert its plain weights.')
+    plain = {key: value for key, value in state_dict.items() if key not in averages}
+    taken = {key: averages.pop(f'ema_{key.replace(".", "_")}', value) for key, value in plain.items()}
+    if averages:
+        raise ConversionError(f'These EMA weights belong to no parameter: {_shortened(list(averages))}.')
+    return taken
+
+
+def detect_layout(state_dict: Mapping[str, Tensor]) -> Layout:
+    """Tell the layout from the keys.
+
+    Raises:
+        ConversionError: no key names the stem of a RecNeXt.
+    """
+    with_head = any(key.startswith(HEAD) for key in state_dict)
+    for prefix in (BACKBONE, ''):
+        for stem in (RELEASED_STEM, STEM):
+            if any(re.match(re.escape(prefix + stem) + r'\d', key) for key in state_dict):
+                return _layout(prefix, stem == RELEASED_STEM, with_head)
+    raise ConversionError(
+        'These are not the weights of a RecNeXt: expected keys such as backbone.stem... or stem..., '
+        f'found {_shortened(list(state_dict))}.'
+    )
+
+
+def _layout(prefix: str, released: bool, with_head: bool) -> Layout:
+    if prefix and with_head:
+        return Layout('mmpretrain', 'classifier')
+    if with_head:
+        return Layout('legacy' if released else 'timm', 'classifier')
+    return Layout('legacy' if released else 'mmseg1', 'segmentor' if prefix else 'backbone')
+
+
+def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Tell the variant from depths, channels and kind of token mixer; a missing tensor here or there does no harm.
+
+    Returns:
+        A name in :data:`ARCHS`, or None if no released variant looks like this.
+    """
+    depths, widths, token_mixers = [0] * STAGES, [Counter() for _ in range(STAGES)], Counter()
+    for key, tensor in state_dict.items():
+        match = re.fullmatch(r'(?:backbone\.)?stages\.([0-3])\.blocks\.(\d{1,3})\.(.+)', key)
+        if not match:
+            continue
+        stage, block, name = int(match[1]), int(match[2]), match[3]
+        depths[stage] = max(depths[stage], block + 1)
+        if name.startswith('channel_mixer.2.') and tensor.dim():
+            widths[stage][tensor.shape[0]] += 1
+        if name.startswith('token_mixer.'):
+            token_mixers['attn' if '.norm.' in name or '.conv.' in name else 'conv'] += 1
+    channels = tuple(counter.most_common(1)[0][0] if counter else 0 for counter in widths)
+    token_mixer = token_mixers.most_common(1)[0][0] if token_mixers else 'none'
+    for name, arch in ARCHS.items():
+        if (arch['channels'], arch['depths'], arch['token_mixer']) == (channels, tuple(depths), token_mixer):
+            return name
+    return None
+
+
+def rename(key: str, target: str, kind: str) -> str:
+    """The name of a tensor in another layout; unchanged if it is there already.
+
+    Args:
+        key: In any layout.
+        target: One of :data:`TARGETS`.
+        kind: Of what it is, as in :class:`Layout`.
+    """
+    name = key.removeprefix(BACKBONE)
+    if name == key and (kind == 'segmentor' or key.startswith(HEAD)):
+        return key  # of a neck or a head
+    # The released spelling first: the other is the beginning of it.
+    stem = next((stem for stem in (RELEASED_STEM, STEM) if name.startswith(stem)), None)
+    if stem:
+        name = (RELEASED_STEM if target == 'legacy' else STEM) + name.removeprefix(stem)
+    return (BACKBONE if kind == 'segmentor' or target == 'mmpretrain' else '') + name
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor], target: str = 'mmseg1') -> Conversion:
+    """Rename the tensors of any known layout to that of ``target``; values are passed on as they are.
+
+    Of a classifier, ``'mmseg1'`` takes the backbone.
+
+    Raises:
+        ConversionError: not a RecNeXt, two tensors that claim the same new name, or no classification head where
+            ``target`` has one.
+    """
+    layout, arch = detect_layout(state_dict), detect_arch(state_dict)
+    if target in ('mmpretrain', 'timm') and layout.kind != 'classifier':
+        raise ConversionError(
+            f'{target} form is for classifiers, and these are the weights of a {layout.kind}, without a '
+            'classification head.'
+        )
+    mapped, left_out = {}, {}
+    for key in state_dict:
+        reason = _reason_to_leave_out(key, target, layout)
+        if reason:
+            left_out[key] = reason
+            continue
+        new = rename(key, target, layout.kind)
+        if new in mapped:
+            clash = ' and '.join(printable(name, LONGEST_KEY) for name in (mapped[new], key))
+            raise ConversionError(f'Two tensors would both become {printable(new, LONGEST_KEY)}: {clash}.')
+        mapped[new] = key
+    tensors = {new: state_dict[key] for new, key in mapped.items()}
+    return Conversion(layout, arch, tensors, mapped, left_out)
+
+
+def _reason_to_leave_out(key: str, target: str, layout: Layout) -> str | None:
+    if target == 'mmseg1' and layout.kind == 'classifier' and key.startswith(HEAD):
+        return 'ImageNet classification head'
+    if EMA_BUFFER.match(key):
+        return "averaged copy kept by mmcv's EMAHook"
+    return None
+
+
+def select_backbone(conversion: Conversion) -> Conversion:
+    """Of a segmentor, the backbone alone, under the backbone's own names; a backbone as it is."""
+    if conversion.layout.kind != 'segmentor':
+        return conversion
+    inside = {new: key for new, key in conversion.mapped.items() if new.startswith(BACKBONE)}
+    outside = {key: 'neck or head' for new, key in conversion.mapped.items() if new not in inside}
+    return Conversion(
+        conversion.layout,
+        conversion.arch,
+        {new.removeprefix(BACKBONE): conversion.state_dict[new] for new in inside},
+        {new.removeprefix(BACKBONE): key for new, key in inside.items()},
+        {**outside, **conversion.left_out},
+    )
+
+
+def of_other_classes(
+    state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], class_tensors: re.Pattern
+) -> list[str]:
+    """The tensors that differ from the expected ones in the number of classes, and in nothing else.
+
+    Args:
+        state_dict: What was found.
+        expected: The state dict of the network.
+        class_tensors: The names of the tensors whose first dimension is the number of classes.
+    """
+    shapes = {
+        key: (tensor.shape, expected[key].shape)
+        for key, tensor in state_dict.items()
+        if key in expected and class_tensors.fullmatch(key)
+    }
+    return [key for key, (found, wanted) in shapes.items() if found != wanted and found[1:] == wanted[1:]]
+
+
+def check_weights_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Make sure that every expected tensor is there, with its shape and dtype and of finite numbers, and no other.
+
+    Args:
+        state_dict: What was found.
+        expected: The state dict of the network, on any device (``meta`` will do).
+        what: Of what, for the message.
+
+    Raises:
+        ConversionError: listing the first ten disagreements and their number.
+    """
+    wrong = [f'missing: {key}' for key in expected if key not in state_dict]
+    wrong += [f'unexpected: {printable(key, LONGEST_KEY)}' for key in state_dict if key not in expected]
+    for key in expected.keys() & state_dict.keys():
+        found, wanted = state_dict[key], expected[key]
+        if found.shape != wanted.shape:
+            wrong.append(f'shape of {key}: found {tuple(found.shape)}, expected {tuple(wanted.shape)}')
+        elif found.dtype != wanted.dtype:
+            wrong.append(f'dtype of {key}: found {found.dtype}, expected {wanted.dtype}')
+        elif not found.isfinite().all():
+            wrong.append(f'numbers of {key}: found NaN or infinity')
+    if wrong:
+        more = f'\n  ... and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
+        listed = ''.join(f'\n  {line}' for line in sorted(wrong)[:LISTED])
+        raise ConversionError(f'The weights do not fit {what}; {len(wrong)} disagreement(s):{listed}{more}')
+
+
+def _shortened(keys: list, most: int = 5) -> str:
+    shown = ', '.join(repr(key)[:60] for key in keys[:most])
+    return shown + (f', ... ({len(keys)} in all)' if len(keys) > most else '')

@@ -1,0 +1,73 @@
+"""The list of released checkpoints, ``released.json``."""
+
+import difflib
+import json
+from pathlib import Path, PurePosixPath
+
+from ..utils.errors import UserError
+from ..utils.paths import CHECKPOINTS, CONFIGS, RELEASED, command, find_path
+from .fetch import fetch_checkpoint
+from .files import CheckpointError
+
+
+def read_releases() -> list[dict]:
+    """One dict a file.
+
+    ``name``, ``task``, ``arch``, ``url``, ``metrics``; of segmentors also ``config``, ``backbone_latency_ms`` and
+    ``parameters_million``; ``hub`` where the Hugging Face hub has the same weights.
+    """
+    return json.loads(RELEASED.read_text())['files']
+
+
+def read_sources() -> dict[str, str]:
+    """Where each kind of figure in the list is from."""
+    return json.loads(RELEASED.read_text())['sources']
+
+
+def find_release(path: str) -> dict | None:
+    """The release whose file is called as ``path`` is, if there is one."""
+    name = PurePosixPath(path).name
+    return next((release for release in read_releases() if PurePosixPath(release['url']).name == name), None)
+
+
+def find_released_config(name: str) -> Path | None:
+    """The config of the released segmentor of this name, such as ``recnext_m3_ade20k``, if there is one."""
+    configs = (release['config'] for release in read_releases() if release['name'] == name and 'config' in release)
+    return next((CONFIGS / config for config in configs), None)
+
+
+def get_release(name: str) -> dict:
+    """The release of that name.
+
+    Raises:
+        UserError: there is none, with the names that come close.
+    """
+    releases = {release['name']: release for release in read_releases()}
+    if name not in releases:
+        close = [known for known in releases if name.lower() in known] or difflib.get_close_matches(name, releases, 5)
+        meant = f'Did you mean {", ".join(close)}?' if close else f'There are {", ".join(releases)}.'
+        raise UserError(f'No released checkpoint is called {name}. {meant}')
+    return releases[name]
+
+
+def resolve_checkpoint(checkpoint: str) -> Path:
+    """A checkpoint that a user names: an address, or a path from the working directory or else from the project.
+
+    Raises:
+        UserError: it is not there, with the command that fetches it if it is a released one; or it cannot be had.
+    """
+    if '://' in checkpoint:
+        return fetch_checkpoint(checkpoint)
+    path = find_path(checkpoint)
+    if path is None:
+        raise CheckpointError(f'No such checkpoint: {checkpoint}{_how_to_get(checkpoint)}')
+    return path
+
+
+def _how_to_get(checkpoint: str) -> str:
+    release = find_release(checkpoint)
+    if release is None:
+        return ''
+    parent = Path(checkpoint).parent
+    folder = [] if str(parent) == CHECKPOINTS.name else ['--dir', str(parent)]
+    return f'\n  Get it: {command("download", release["name"], *folder)}\n  (from {release["url"]})'

@@ -1,1 +1,0 @@
-"""Samples, procedural ones among them, and what can be wrong with them."""

@@ -1,1 +1,0 @@
-"""Procedural datasets: scenes to segment, objects to classify."""

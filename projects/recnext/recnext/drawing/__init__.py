@@ -1,0 +1,1 @@
+"""Pictures: the classes over an image, with a legend."""

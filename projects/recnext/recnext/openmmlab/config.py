@@ -1,0 +1,149 @@
+"""Configs: read, with the options of a command applied, and asked about their data."""
+
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+
+from ..checkpoints.hub import DESCRIPTION
+from ..checkpoints.releases import find_released_config
+from ..utils.errors import UserError
+from ..utils.paths import find_config, find_path
+from .listing import leaves
+from .stored_config import load_stored_config
+
+SPLITS = ('train', 'val', 'test')
+
+TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
+"""What the Runner needs for training only; it takes either all of them or none."""
+
+
+def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """Read a config file, or that of a release, and merge ``key=value`` options into it.
+
+    Args:
+        path: Of the file, or the name of one of the configs of this project or of a released segmentor; or a folder of
+            a segmentor from the Hugging Face hub, whose config is read as data.
+        cfg_options: Settings by their dotted names.
+
+    Raises:
+        UserError: no such file, or one that cannot be read, or options that do not fit in it.
+    """
+    if Path(path, DESCRIPTION).is_file():
+        cfg = load_stored_config(Path(path, DESCRIPTION))
+    else:
+        path = find_released_config(str(path)) or find_config(path)
+        try:
+            cfg = Config.fromfile(path)
+        except Exception as error:  # a config is a program of the user's
+            raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except Exception as error:
+        raise UserError(f'--cfg-options do not fit {path}: {type(error).__name__}: {error}') from None
+    for split in SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader and not loader.get('num_workers'):
+            # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
+            loader.persistent_workers = False
+    return cfg
+
+
+def name_of(config: str | Path, cfg: Config) -> str:
+    """What a config is called: as its file, or as the user called it; a folder from the hub by the name in it."""
+    return Path(cfg.filename if Path(config).is_dir() else config).stem
+
+
+def is_segmentor(cfg: Config) -> bool:
+    """Whether the model of a config is a segmentor; otherwise it is a classifier."""
+    return 'decode_head' in cfg.get('model', {})
+
+
+def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """As :func:`load_config`, for what works with segmentors only.
+
+    Raises:
+        UserError: also for a config of another kind of model.
+    """
+    cfg = load_config(path, cfg_options)
+    if not is_segmentor(cfg):
+        raise UserError(
+            f'{path} is no config of a segmentor: its model has no decode_head. This works with those only.'
+        )
+    return cfg
+
+
+def add_hook(cfg: Config, kind: str, **arguments: str | bool) -> None:
+    """Add a hook to a config, in the place of one of its kind that the config may have for mmseg's own tools."""
+    others = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != kind]
+    cfg.custom_hooks = [*others, dict(type=kind, **arguments)]
+
+
+def show_pictures(cfg: Config, show: bool, folder: str | None, wait_time: float) -> None:
+    """Have a test draw every image, in a window or into a folder; in place.
+
+    Args:
+        cfg: Of the test.
+        show: Open a window for each picture.
+        folder: Where the pictures go; None means nowhere.
+        wait_time: Seconds that each window stays.
+    """
+    segmentor = is_segmentor(cfg)
+    kind, drawing = ('SegVisualizationHook', dict(draw=True)) if segmentor else ('VisualizationHook', dict(enable=True))
+    hook = cfg.setdefault('default_hooks', ConfigDict()).get('visualization') or dict(type=kind)
+    cfg.default_hooks.visualization = {**hook, **drawing, 'interval': 1, 'show': show, 'wait_time': wait_time}
+    if folder and not segmentor:
+        cfg.default_hooks.visualization.out_dir = folder
+    elif folder:
+        visualizer = cfg.get('visualizer') or dict(type='SegLocalVisualizer')
+        if visualizer['type'] == 'SegLocalVisualizer':  # takes the same arguments, and shows the image as well
+            visualizer = {**visualizer, 'type': 'SegPanelVisualizer'}
+        place = 'picture_dir' if visualizer['type'] == 'SegPanelVisualizer' else 'save_dir'
+        cfg.visualizer = {**visualizer, place: folder}
+
+
+def average_augmented(cfg: Config) -> None:
+    """Have a test average over the scales and flips of the config; in place.
+
+    Raises:
+        UserError: the config names none.
+    """
+    if not cfg.get('tta_pipeline'):
+        raise UserError(
+            'The config has no tta_pipeline, which --tta needs: a test pipeline with TestTimeAug '
+            "(as in mmseg's configs/_base_/datasets/ade20k.py)."
+        )
+    for dataset in leaves(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**(cfg.get('tta_model') or dict(type='SegTTAModel')), module=cfg.model)
+
+
+def set_work_dir(cfg: Config, config: str, work_dir: str | None) -> None:
+    """Where to write: the option, else the config, else ``work_dirs/`` and the name of the config."""
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name_of(config, cfg))
+
+
+def point_at_data(dataset: ConfigDict, data_root: str | None) -> None:
+    """Set a dataset's folder to ``data_root``, or to where the config's own is found."""
+    dataset.data_root = str(data_root or find_path(dataset.get('data_root') or '.') or dataset.data_root)
+
+
+def test_set(cfg: Config) -> ConfigDict:
+    """The dataset of a config that is tested, the first one if there are several.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not cfg.get('test_dataloader'):
+        raise UserError('The config has no test_dataloader, whose pipeline says how images reach the network.')
+    return next(leaves(cfg.test_dataloader.dataset))
+
+
+def named_classes(cfg: Config) -> tuple[list[str], list[list[int]]]:
+    """Names and colours (RGB) of the classes: stored with a segmentor, or of the test set, which need not be there."""
+    if cfg.get('dataset_meta'):
+        return list(cfg.dataset_meta['classes']), [list(colour) for colour in cfg.dataset_meta['palette']]
+    init_default_scope('mmseg')
+    metainfo = DATASETS.build({**test_set(cfg), 'pipeline': [], 'lazy_init': True}).metainfo
+    return list(metainfo['classes']), [list(map(int, color)) for color in metainfo['palette']]

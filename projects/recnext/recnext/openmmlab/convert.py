@@ -1,0 +1,214 @@
+"""Checkpoint files from one layout to another; the conversion itself is ``state_dict.convert_state_dict``."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmseg.datasets import ADE20KDataset
+from torch import Tensor
+
+from ..checkpoints.files import read_checkpoint, write_checkpoint, write_safetensors
+from ..checkpoints.keys import (
+    BACKBONE,
+    EMA_KEYS,
+    LONGEST_KEY,
+    STATE_DICT_KEYS,
+    SWAPPED_EMA_KEY,
+    Conversion,
+    ConversionError,
+    check_weights_fit,
+    convert_state_dict,
+    find_weights,
+    get_state_dict,
+    rename,
+)
+from ..utils.errors import UserError, printable
+from ..utils.files import sha256_of
+from ..utils.paths import CONFIGS, command
+from .builder import build_on_meta, released_classifier, released_model_cfg
+from .config import load_config
+
+NOT_WEIGHTS = {
+    'optimizer': 'optimizer state',
+    'param_schedulers': 'scheduler state',
+    'message_hub': 'log of scalars',
+    **dict.fromkeys(EMA_KEYS, 'averaged weights, not asked for'),
+    SWAPPED_EMA_KEY: 'raw weights: mmengine saves the averaged ones as state_dict',
+    **dict.fromkeys(STATE_DICT_KEYS, 'weights, but the averaged ones were asked for'),
+}
+
+CLASSIFIERS = ('decode_head.conv_seg.weight', 'head.head.linear.weight')
+"""The tensors with one row a class, of a segmentor and of a classifier."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one conversion did: see :func:`convert_file`."""
+
+    source: Path
+    sha256: str
+    destination: Path
+    target: str
+    conversion: Conversion
+    left_out: dict[str, str]
+    config: str | None
+
+    def __str__(self) -> str:
+        layout = self.conversion.layout
+        renamed = sum(new != old for new, old in self.conversion.mapped.items())
+        same = f' (already in {self.target} form, the weights are the same)' if layout.target == self.target else ''
+        reasons = dict.fromkeys(self.left_out.values())
+        left_out = [
+            f'{why}: {", ".join(_shown(key) for key in self.left_out if self.left_out[key] == why)}' for why in reasons
+        ]
+        rows = [
+            ('source', f'{self.source}, sha256 {self.sha256}'),
+            ('layout', f'{layout}{same}'),
+            ('arch', self.conversion.arch or 'as in the config'),
+            ('mapped', f'{len(self.conversion.mapped)} tensors, {renamed} of them renamed'),
+            ('left out', f'{len(self.left_out)} entries'),
+            *(('', line) for line in left_out),
+            ('written', f'{self.destination}, {self.destination.stat().st_size / 1e6:.1f} MB'),
+            ('next', self._next()),
+        ]
+        return '\n'.join(f'{name:<9} {value}' for name, value in rows)
+
+    def _next(self) -> str:
+        segmentor = self.conversion.layout.kind == 'segmentor'
+        if self.target == 'legacy':
+            return f'load it with {"mmseg 0.x" if segmentor else "the code that it was released with"}'
+        if self.target == 'timm':
+            return f"timm.create_model('recnext_{self.conversion.arch}', checkpoint_path={str(self.destination)!r})"
+        config = os.path.relpath(self.config) if self.config else 'CONFIG'
+        if segmentor or self.target == 'mmpretrain':
+            return command('test', config, str(self.destination))
+        option = f'model.backbone.init_cfg.checkpoint={self.destination}'
+        return command('train', config, '--cfg-options', option)
+
+
+def _shown(key: str) -> str:
+    return printable(key, LONGEST_KEY)
+
+
+def convert_file(
+    source: str | Path, destination: str | Path, config: str | None = None, target: str = 'mmseg1', ema: bool = False
+) -> Report:
+    """Read a checkpoint of any known layout and write it in another. Same input, same bytes.
+
+    Args:
+        source: A released segmentor or ImageNet file, one of this project, or safetensors.
+        destination: Where to write; safetensors if it is called so, a PyTorch file otherwise.
+        config: A config whose network the weights must fit; found from the weights if None.
+        target: One of :data:`state_dict.TARGETS`.
+        ema: Take the averaged weights.
+
+    Raises:
+        UserError: anything that does not fit or cannot be read or written; then nothing is written.
+    """
+    source, destination = Path(source), Path(destination)
+    checkpoint = read_checkpoint(source)
+    if os.path.exists(destination) and os.path.samefile(source, destination):
+        raise UserError(f'{destination} is the source itself. Choose another destination.')
+    try:
+        conversion = convert_state_dict(get_state_dict(checkpoint, ema), target)
+        check_weights_fit(conversion.state_dict, _expected(conversion, config, target), _described(conversion, config))
+    except ConversionError as error:
+        raise ConversionError(f'{source}: {error}') from None
+    digest = sha256_of(source)
+    segmentor = conversion.layout.kind == 'segmentor'
+    meta = convert_meta(checkpoint.get('meta'), target, *(_classes_of(conversion) if segmentor else ()))
+    meta['source'] = dict(file=source.name, sha256=digest, layout=str(conversion.layout), arch=conversion.arch, ema=ema)
+    # Clones, so that a file with views of larger storages does not drag these along.
+    weights = {key: tensor.clone() for key, tensor in conversion.state_dict.items()}
+    if destination.suffix == '.safetensors':
+        write_safetensors(weights, destination, meta['source'])
+    else:
+        key = 'model' if target == 'legacy' and not segmentor else 'state_dict'
+        write_checkpoint({'meta': meta, key: weights}, destination)
+    left_out = {**conversion.left_out, **_other_entries(checkpoint, find_weights(checkpoint, ema))}
+    return Report(
+        source, digest, destination, target, conversion, left_out, config or _usual_config(conversion, target)
+    )
+
+
+def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, str]:
+    """What stands in a file beside the weights that were taken."""
+    others = [key for key in checkpoint if key not in ('meta', weights_key)] if weights_key else []
+    return {str(key): NOT_WEIGHTS.get(key, 'not weights') for key in others}
+
+
+def convert_meta(meta: object, target: str, num_classes: int | None = None) -> dict:
+    """The part of a checkpoint's ``meta`` that says what the weights are, as mmseg 1.x or 0.x spells it.
+
+    Args:
+        meta: As found; what is not of the expected type counts as absent.
+        target: See :data:`state_dict.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
+        num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
+    """
+    meta = meta if isinstance(meta, Mapping) else {}
+    known = meta.get('dataset_meta') if isinstance(meta.get('dataset_meta'), Mapping) else {}
+    classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
+    kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        if num_classes != len(ADE20KDataset.METAINFO['classes']):
+            return kept
+        classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']
+    if not _is_palette(palette):
+        palette = None
+    if target == 'legacy':
+        return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
+    return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
+
+
+def _is_palette(palette: object) -> bool:
+    """Whether this is one colour a class, three numbers up to 255 each."""
+    return isinstance(palette, list | tuple) and all(
+        isinstance(colour, list | tuple) and len(colour) == 3 and all(value in range(256) for value in colour)
+        for colour in palette
+    )
+
+
+def _expected(conversion: Conversion, config: str | None, target: str) -> dict[str, Tensor]:
+    """The tensors that there should be, without memory: of the config's network, or of the released one."""
+    kind, arch, classes = conversion.layout.kind, conversion.arch, _classes_of(conversion)
+    if config is not None:
+        network = build_on_meta(load_config(config).model)
+    elif arch is None:
+        raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
+    elif kind == 'segmentor':
+        network = build_on_meta(released_model_cfg(arch, *classes))
+    else:
+        network = released_classifier(arch, *classes)
+    # What was converted is a backbone where there was no head, and where the head was left out.
+    whole = kind == 'segmentor' or (kind == 'classifier' and target != 'mmseg1')
+    tensors = network.state_dict()
+    if not whole:
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(BACKBONE)}
+    return {rename(key, target, kind): tensor for key, tensor in tensors.items()}
+
+
+def _classes_of(conversion: Conversion) -> list[int]:
+    """How many classes the head has, as a list of one; empty if there is no head."""
+    for key in CLASSIFIERS:
+        classifier = conversion.state_dict.get(key)
+        if classifier is not None:
+            if not classifier.numel():
+                raise ConversionError(f'{key} has no classes.')
+            return [classifier.shape[0]]
+    return []
+
+
+def _described(conversion: Conversion, config: str | None) -> str:
+    found = f'the file holds arch {conversion.arch or "unknown"}'
+    return f'{config}; {found}' if config else f'the released {conversion.arch}; {found}'
+
+
+def _usual_config(conversion: Conversion, target: str) -> str | None:
+    """A config of this project for such weights; None if there is none."""
+    classes = _classes_of(conversion)
+    if target == 'mmpretrain':
+        found = sorted(CONFIGS.glob(f'recnext-{conversion.arch}_*_in1k.py')) if classes == [1000] else []
+    else:
+        found = sorted(CONFIGS.glob(f'fpn_recnext-{conversion.arch}_*.py')) if classes in ([], [150]) else []
+    return str(found[0]) if found else None

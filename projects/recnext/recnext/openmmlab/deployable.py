@@ -1,0 +1,86 @@
+"""What segmentor and classifier have in common: weights that fit or are refused, and a form for deployment."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from ..checkpoints.keys import check_weights_fit, get_state_dict, of_other_classes
+from ..checkpoints.releases import resolve_checkpoint
+from ..models.deployable import Deployable
+from .folding import fold_conv_modules
+from .pretrained import StrictlyPretrained, log_loaded, read_to_load
+
+
+class DeployableModel(Deployable, StrictlyPretrained):
+    """Mixed into a model of mmseg or mmpretrain, before it.
+
+    - Weights that do not fit are refused, whoever loads them. mmengine loads with ``strict=False`` and only logs what
+      is missing or left over. To start training from those for other classes, name them in
+      ``init_cfg=dict(type='Pretrained', checkpoint=FILE)``.
+    - It can be fused and converted before it is run: see :class:`.Deployable`.
+    """
+
+    kind: str
+    """What this is, for messages."""
+
+    class_tensors: re.Pattern
+    """The names of the tensors whose first dimension is the number of classes."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        mine = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        fitting = self.adapt_state_dict(mine)
+        if fitting.keys() != mine.keys():
+            print_log(f'Weights in another form: {len(fitting)} tensors converted in memory.', logger='current')
+        state_dict.update({prefix + key: value for key, value in fitting.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def adapt_state_dict(self, checkpoint: dict, other_classes: bool = False) -> dict[str, Tensor]:
+        """The weights in a checkpoint, under this network's names.
+
+        Args:
+            checkpoint: What a file holds.
+            other_classes: Whether they may be for another number of classes; then without the :attr:`class_tensors`.
+
+        Raises:
+            ConversionError: they do not fit this network exactly.
+        """
+        weights, described = self._rename(checkpoint)
+        expected = self.state_dict()
+        if other_classes:
+            for key in of_other_classes(weights, expected, self.class_tensors):
+                del weights[key], expected[key]
+        check_weights_fit(weights, expected, described)
+        return weights
+
+    def _rename(self, checkpoint: dict) -> tuple[dict[str, Tensor], str]:
+        """The weights in a checkpoint under this network's names, and what to call the two in an error."""
+        return dict(get_state_dict(checkpoint)), f'this {self.kind}'
+
+    def load_pretrained(self, checkpoint: str) -> None:
+        """Load a model of the same kind, all of it or all but the classifier of another number of classes."""
+        path = resolve_checkpoint(checkpoint)
+        weights, own = self.adapt_state_dict(read_to_load(path), other_classes=True), self.state_dict()
+        self.load_state_dict({**own, **weights})
+        log_loaded(self.kind.capitalize(), path, weights, sorted(own.keys() - weights.keys()))
+
+    @property
+    def calibration_side(self) -> int:
+        """Pixels of the short side of the images that 8 bits are calibrated on: of the crops of training."""
+        return min(getattr(self.data_preprocessor, 'size', None) or (super().calibration_side,))
+
+    def to_network(self, image: np.ndarray) -> Tensor:
+        inputs = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
+        return self.data_preprocessor(dict(inputs=[inputs], data_samples=[SegDataSample()]))['inputs']
+
+    def fuse_norms(self) -> None:
+        for part in self.parts().values():
+            fold_conv_modules(part)
+
+    def extract_feat(self, inputs: Tensor, *args: object, **kwargs: object) -> Sequence[Tensor]:
+        """Return the features of images (N, C, H, W) that the head takes."""
+        return super().extract_feat(self.to_input(inputs), *args, **kwargs)

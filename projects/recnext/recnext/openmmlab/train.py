@@ -1,0 +1,192 @@
+"""Training as a config says."""
+
+import importlib.util
+
+from mmengine.config import Config
+
+from ..utils.devices import SLOW_IN_16_BITS, find_device, lacks_half_precision
+from ..utils.errors import StartAgain, UserError
+from ..utils.files import make_folder, remove_partial_files
+from ..utils.signals import noted_stop_signals
+from .builder import build_on_meta
+from .checks import Start, choose_weights, set_data_root
+from .config import add_hook, is_segmentor, load_config, name_of, set_work_dir
+from .config_check import check_keys, check_optimizer, check_parts_fit
+from .distributed import can_sync_norms, check_same_start, get_process_info, joined_processes
+from .hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
+from .optim import use_bfloat16
+from .runner import build_runner, run_on
+from .store import Store, share_newest_checkpoint
+
+
+def train(
+    config: str,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    tensorboard: bool = False,
+    wandb: str | None = None,
+    mlflow: str | None = None,
+    total_batch_size: int | None = None,
+    store: str | None = None,
+    data_root: str | None = None,
+    cfg_options: dict | None = None,
+    launcher: str = 'none',
+) -> None:
+    """Train as the config says; see ``recnext train --help``.
+
+    Args:
+        config: Path of the config.
+        work_dir: Where logs and checkpoints go; ``work_dirs/<config>`` if None.
+        resume: ``'auto'`` for the newest checkpoint of ``work_dir``, or the path of one.
+        amp: Mixed precision in bfloat16.
+        auto_scale_lr: Scale the learning rate with the number of images per iteration.
+        channels_last: Keep weights and activations in channels-last order.
+        compile: Compile the network.
+        tensorboard: Write TensorBoard files beside the JSON lines.
+        wandb: Project of Weights & Biases to log to; ``''`` for one of the config's name.
+        mlflow: Address of the MLflow server to log to.
+        total_batch_size: Images an iteration of all processes together, in place of the config's for each.
+        store: Where checkpoints and logs are copied to, and fetched from to go on; see :class:`Store`.
+        data_root: Of the dataset, in place of the config's.
+        cfg_options: Merged into the config.
+        launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
+
+    Raises:
+        UserError: what is missing or does not fit, before the first iteration.
+        StartAgain: a signal has stopped training; it goes on with ``resume='auto'``.
+    """
+    cfg = load_config(config, cfg_options)
+    check_keys(cfg)
+    check_optimizer(cfg)
+    place = Store(store) if store else None
+    if not cfg.get('train_dataloader'):
+        raise UserError(
+            f'{config} has no train_dataloader, and so nothing to train on. To train on from its weights, name them in '
+            'load_from of a config of your own.'
+        )
+    cfg.launcher = launcher
+    set_work_dir(cfg, config, work_dir)
+    meta_model = build_on_meta(cfg.model)
+    set_data_root(cfg, data_root, ('train', 'val'), meta_model)
+    process = get_process_info(launcher)
+    where = find_device(process=process.local_rank)
+    if total_batch_size is not None:
+        share_batch(cfg, total_batch_size, process.world_size)
+    together = process.world_size if cfg.get('sync_bn') and can_sync_norms(where) else 1
+    check_parts_fit(cfg, is_segmentor(cfg), together, meta_model)
+    if amp:
+        use_bfloat16(cfg)
+    if auto_scale_lr:
+        scale_learning_rate(cfg)
+    if channels_last:
+        add_hook(cfg, 'ChannelsLastHook')
+    if compile:
+        add_hook(cfg, 'CompileHook')
+    if tensorboard:
+        add_tracker(cfg, '--tensorboard', 'tensorboard', type='TensorboardVisBackend')
+    if wandb is not None:
+        project = wandb or name_of(config, cfg)
+        add_tracker(cfg, '--wandb', 'wandb', type='WandbVisBackend', init_kwargs=dict(project=project))
+    if mlflow:
+        experiment = name_of(config, cfg)
+        add_tracker(cfg, '--mlflow', 'mlflow', type='MLflowVisBackend', tracking_uri=mlflow, exp_name=experiment)
+    if place:
+        add_hook(cfg, 'StoreHook', url=store)
+        if resume == 'auto' or (resume is None and cfg.get('resume')):
+            share_newest_checkpoint(place, cfg.work_dir)
+    start = choose_weights(cfg, resume, meta_model)
+    make_folder(cfg.work_dir)
+    remove_partial_files(cfg.work_dir)
+    with run_on(where), joined_processes(cfg, where):
+        stopped = _run_training(cfg, start)
+    if stopped:
+        raise StartAgain(stopped)
+
+
+def _run_training(cfg: Config, start: Start | None) -> str | None:
+    """Train to the end, or until a signal; then say what training goes on from."""
+    runner = build_runner(cfg, start)
+    check_same_start(start and start.content['meta']['iter'])
+    runner.logger.info(describe_batch(cfg, runner.world_size))
+    if start and start.damaged:
+        runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
+        runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
+    bfloat16 = cfg.optim_wrapper.get('type') == 'Bfloat16OptimWrapper'  # mmengine's own refuses a CPU
+    if bfloat16 and lacks_half_precision(next(runner.model.parameters()).device):
+        runner.logger.warning(f'{SLOW_IN_16_BITS} Train without --amp.')
+    with noted_stop_signals() as request:
+        hook = StopAtSignalHook(request)
+        runner.register_hook(hook)
+        try:
+            runner.train()
+        except StoppedInEpoch:
+            runner.call_hook('after_train')
+    return hook.stopped
+
+
+def share_batch(cfg: Config, total: int, processes: int) -> None:
+    """Set a config to train on so many images per iteration, of all processes together; in place.
+
+    Raises:
+        UserError: they cannot be shared out evenly.
+    """
+    if total % processes:
+        raise UserError(
+            f'--total-batch-size {total} cannot be shared out among {processes} processes: expected a multiple of '
+            'their number, and of every other number of processes that training may go on with.'
+        )
+    cfg.train_dataloader.batch_size = total // processes
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Set a config to scale the learning rate with the images per iteration; in place.
+
+    Raises:
+        UserError: it does not say for how many images its learning rate is.
+    """
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError(
+            'The config does not say for how many images per iteration its learning rate is, which --auto-scale-lr '
+            'needs. Write auto_scale_lr = dict(base_batch_size=16), or as many as its name says (GPUs x images).'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def add_tracker(cfg: Config, option: str, package: str, **backend: object) -> None:
+    """Set a config to log to one of mmengine's backends beside its others; in place.
+
+    Args:
+        cfg: Of the run.
+        option: By which the user asks for it.
+        package: That it needs.
+        backend: Its config.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f'{option} needs the package {package}: pip install {package}')
+    visualizer = cfg.get('visualizer') or dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+    cfg.visualizer = {**visualizer, 'vis_backends': [*(visualizer.get('vis_backends') or []), backend]}
+
+
+def describe_batch(cfg: Config, world_size: int) -> str:
+    """How many images an iteration takes and the learning rate for them, and how that compares with the recipe."""
+    batch_size = cfg.train_dataloader.get('batch_size', 1)
+    images, scaling = world_size * batch_size, cfg.get('auto_scale_lr') or {}
+    recipe, scaled = scaling.get('base_batch_size'), scaling.get('enable', False)
+    said = f'{images} images per iteration ({world_size} processes x {batch_size})'
+    lr = (cfg.optim_wrapper.get('optimizer') or {}).get('lr')
+    if lr is not None:
+        said += f', learning rate {lr * (images / recipe if scaled else 1):g}'
+    if recipe is None:
+        return f'{said}. The config does not say for how many its learning rate is.'
+    if images == recipe:
+        return f'{said}. As in the recipe.'
+    how = 'scaled accordingly' if scaled else 'not scaled; --auto-scale-lr does that'
+    return f'{said}. The recipe has {recipe} images; the learning rate is {how}.'

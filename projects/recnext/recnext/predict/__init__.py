@@ -1,0 +1,1 @@
+"""Prediction for images, folders, videos and collections of any size."""

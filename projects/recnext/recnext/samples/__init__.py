@@ -1,0 +1,1 @@
+"""Drawn scenes and objects, for a demo and for tests without a download."""

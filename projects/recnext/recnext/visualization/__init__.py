@@ -1,1 +1,0 @@
-"""Pictures: overlays with their legend, and image beside truth beside prediction."""

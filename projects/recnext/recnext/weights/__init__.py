@@ -1,1 +1,0 @@
-"""Files of weights: read safely, written whole, fetched; and the list of the released ones."""

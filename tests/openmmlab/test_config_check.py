@@ -1,0 +1,108 @@
+"""Mistakes in configs are found before the first iteration, with the name of the key; and sound configs have none."""
+
+import re
+
+import pytest
+from helpers.reference import CLASSIFIER_CONFIGS, SEGMENTOR_CONFIGS, config_of
+from helpers.tiny import write_tiny_config
+from helpers.tools import assert_user_error, run_tool
+
+from projects.recnext.recnext.openmmlab.config import load_config
+from projects.recnext.recnext.openmmlab.config_check import check_keys, check_optimizer, check_parts_fit
+from projects.recnext.recnext.openmmlab.test import test as run_test
+from projects.recnext.recnext.openmmlab.train import train as run_train
+from projects.recnext.recnext.utils.errors import UserError
+
+ONE_EACH = [path for path in CLASSIFIER_CONFIGS if re.search('m0_|a3-dist', path.name)] + SEGMENTOR_CONFIGS
+
+
+@pytest.mark.parametrize('path', ONE_EACH, ids=lambda path: path.stem)
+def test_our_own_configs_are_sound(path):
+    check_keys(load_config(path))
+
+
+@pytest.mark.parametrize('options', [{'model.type': 'FastEncoderDecoder'}, {'model.backbone.arch': 'm4'}, {'mine': 1}])
+def test_changes_that_are_sound(options):
+    check_keys(load_config(config_of('m3'), options))
+
+
+MISTAKES = [
+    ({'model.backbone.drop_paht_rate': 0.1}, 'model.backbone.drop_paht_rate is unknown', 'mean drop_path_rate?'),
+    ({'optim_wrapper.optimizer.lrr': 0.1}, 'optim_wrapper.optimizer.lrr is unknown', 'mean lr?'),
+    ({'optim_wrapper.optimiser': 1}, 'optim_wrapper.optimiser is unknown', 'mean optimizer?'),
+    ({'train_dataloder': {}}, 'has train_dataloder', 'mean train_dataloader?'),
+    ({'train_dataloader.batchsize': 2}, 'train_dataloader.batchsize is unknown', 'mean batch_size?'),
+    ({'train_dataloader.dataset.data_rot': 'x'}, 'train_dataloader.dataset.data_rot', 'mean data_root?'),
+    ({'train_dataloader.dataset.pipeline.3.crop_sise': 3}, 'pipeline.3.crop_sise is unknown', 'mean crop_size?'),
+    ({'train_dataloader.sampler.type': 'ResumeableSampler'}, 'train_dataloader.sampler.type', 'mean ResumableSampler?'),
+    ({'model.decode_head.type': 'FPNHaed'}, "model.decode_head.type is 'FPNHaed'", 'mean FPNHead?'),
+    ({'model.backbon.arch': 'm4'}, 'model.backbon is unknown', 'mean backbone?'),
+    ({'param_scheduler.0.pwer': 1}, 'param_scheduler.0.pwer is unknown', 'mean power?'),
+    ({'val_evaluator.iou_metric': ['mIoU']}, 'val_evaluator.iou_metric is unknown', 'mean iou_metrics?'),
+    ({'train_cfg.max_iter': 3}, 'train_cfg.max_iter is unknown', 'mean max_iters?'),
+    ({'default_hooks.logger.intervall': 3}, 'default_hooks.logger.intervall', 'mean interval?'),
+    ({'optim_wrapper.optimizer.lr': 'small'}, "optim_wrapper.optimizer.lr is the text 'small'", 'expected a number'),
+    ({'model.backbone.norm_eval': 'no'}, "model.backbone.norm_eval is the text 'no'", 'True or False'),
+    ({'optim_wrapper': 5}, 'optim_wrapper is 5', 'expected a dict'),
+]
+
+
+@pytest.mark.parametrize(('options', 'words', 'advice'), MISTAKES, ids=lambda value: str(value)[:40])
+def test_mistakes_are_named(options, words, advice):
+    with pytest.raises(UserError) as caught:
+        check_keys(load_config(config_of('m3'), options))
+    assert words in str(caught.value) and advice in str(caught.value) and len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ('rate', 'words', 'advice'), [(-1, 'lr=-1', 'Invalid learning rate'), ([1e-3], 'lr=[0.001]', 'cannot be built')]
+)
+def test_an_optimizer_that_cannot_be_built_is_named(rate, words, advice):
+    with pytest.raises(UserError) as caught:
+        check_optimizer(load_config(config_of('m3'), {'optim_wrapper.optimizer.lr': rate}))
+    assert words in str(caught.value) and advice in str(caught.value) and len(str(caught.value).splitlines()) <= 2
+
+
+def test_a_mistake_in_a_file_is_named_too(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes, "model['neck']['out_chanels'] = 16")
+    with pytest.raises(UserError, match=r'model\.neck\.out_chanels is unknown.*mean out_channels'):
+        run_train(str(config), str(tmp_path / 'work'))
+    with pytest.raises(UserError, match=r'model\.neck\.out_chanels is unknown'):
+        run_test(str(config), 'none.pth', str(tmp_path / 'work'))
+    assert not (tmp_path / 'work').exists()
+
+
+MISFITS = [
+    ("model['neck']['in_channels'] = [8, 16, 32, 65]", 'model.neck does not fit: model.backbone gives 8, 16, 32, 64'),
+    ("model['neck']['in_channels'] = [8, 16, 32]", 'model.neck does not fit'),
+    ("model['decode_head']['in_channels'] = [16, 16, 16, 8]", 'model.decode_head does not fit: model.neck gives 16'),
+    ("train_pipeline[2]['crop_size'] = (16, 16)", 'Training cuts images to 16 × 16, and a cell'),
+    ("train_pipeline[2]['crop_size'] = (64, 31)", 'Set crop_size in train_dataloader.dataset.pipeline to 32 or more'),
+    ("model['decode_head']['num_classes'] = 27", 'The train set has 150 classes, the network 27'),
+]
+
+
+@pytest.mark.every(2)
+@pytest.mark.parametrize(('line', 'words'), MISFITS, ids=lambda value: str(value)[:40])
+def test_parts_that_do_not_fit(scenes, tmp_path, line, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        run_train(str(write_tiny_config(tmp_path, scenes, line)), str(tmp_path / 'work'))
+    assert len(str(caught.value).splitlines()) <= 2 and not (tmp_path / 'work').exists()
+
+
+def test_a_batch_that_norms_cannot_be_trained_on(scenes, tmp_path):
+    """Of one image of 32 × 32 the last stage has one value a channel."""
+    lines = "model['data_preprocessor'].update(size=(32, 32))\ntrain_pipeline[2]['crop_size'] = (32, 32)\n"
+    cfg = load_config(write_tiny_config(tmp_path, scenes, f'{lines}train_dataloader["batch_size"] = 1'))
+    with pytest.raises(UserError, match=r'model\.backbone cannot be trained on batches of 1 images of 32 × 32.*batch'):
+        check_parts_fit(cfg, True)
+    check_parts_fit(cfg, True, processes=2)  # statistics of two processes together
+    cfg.train_dataloader.batch_size = 2
+    check_parts_fit(cfg, True)
+
+
+def test_as_a_command(scenes, tmp_path):
+    options = ['--work-dir', tmp_path / 'work', '--cfg-options', 'model.backbone.drop_paht_rate=0.1']
+    result = run_tool('train', write_tiny_config(tmp_path, scenes), *options)
+    assert_user_error(result, 'model.backbone.drop_paht_rate is unknown: RecNeXt takes no drop_paht_rate.')
+    assert not (tmp_path / 'work').exists()
