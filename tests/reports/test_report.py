@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 
-from projects.recnext.recnext.openmmlab.record import (
+from projects.recnext.recnext.openmmlab.test import test as run_test
+from projects.recnext.recnext.reports import html_report as report
+from projects.recnext.recnext.reports.html_report import write_report
+from projects.recnext.recnext.reports.run_logs import Curve, parse_environment, read_run
+from projects.recnext.recnext.samples.scenes import write_dataset
+from projects.recnext.recnext.utils.errors import UserError
+from projects.recnext.recnext.utils.evaluation import (
     EXAMPLES,
     Evaluation,
     EvaluationRecord,
@@ -28,12 +34,6 @@ from projects.recnext.recnext.openmmlab.record import (
     read_evaluation,
     write_evaluation,
 )
-from projects.recnext.recnext.openmmlab.test import test as run_test
-from projects.recnext.recnext.reports import html_report as report
-from projects.recnext.recnext.reports.html_report import write_report
-from projects.recnext.recnext.reports.run_logs import Curve, parse_environment, read_run
-from projects.recnext.recnext.samples.scenes import write_dataset
-from projects.recnext.recnext.utils.errors import UserError
 
 OLD_LOG = 'legacy/real_m3/train.log.json'
 HOSTILE = (

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 try:
     from shtab import FILE
@@ -76,13 +76,19 @@ def names_weights(argument: str) -> bool:
 
 def with_weights(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
-    if args.checkpoint is None or args.config.startswith(SCHEME):
-        from ..predict.find import find_trained
+    own = args.checkpoint is None
+    if own or args.config.startswith(SCHEME):
+        from ..checkpoints.folder import pull_segmentor, read_folder
+        from ..checkpoints.hub import parse_repository
+        from ..predict.download import find_released_weights
         from ..utils.devices import AUTO, find_device
 
         find_device(getattr(args, 'device', AUTO))  # before anything is fetched
-        args.config, weights = find_trained(args.config)
-        args.checkpoint = args.checkpoint or weights
+        if args.config.startswith(SCHEME):
+            args.config = str(pull_segmentor(parse_repository(args.config), own))
+        if own:
+            folder = Path(args.config)
+            args.checkpoint = str(read_folder(folder)[1] if folder.is_dir() else find_released_weights(args.config))
     return args
 
 

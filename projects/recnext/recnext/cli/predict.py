@@ -6,13 +6,11 @@ import re
 from .options import (
     WrongUse,
     add_cfg_options,
-    add_launcher_options,
     add_model,
     add_network_options,
     names_weights,
     whole_number,
     with_deployment,
-    with_weights,
 )
 
 
@@ -37,9 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='draw the classes over the image, with a legend (default: on)',
     )
     add_network_options(parser)
-    parser.add_argument('--batch-size', type=whole_number(1), metavar='N', help='images in a batch (default: 1)')
+    parser.add_argument(
+        '--batch-size', type=whole_number(1), default=1, metavar='N', help='images in a batch (default: 1)'
+    )
+    parser.add_argument(
+        '--share',
+        metavar='I/N',
+        help='predict every N-th input from the I-th on, in an array of jobs; under torchrun and srun by itself',
+    )
     add_cfg_options(parser)
-    add_launcher_options(parser)
     ray = parser.add_argument_group('on a cluster, with Ray')
     ray.add_argument(
         '--ray',
@@ -62,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='predict at most N times at once (default: as the CPUs or GPUs allow now; for a cluster that grows)',
     )
     ray.add_argument(
-        '--gpu-share', type=share, metavar='SHARE', help='of a GPU, for each actor, such as 0.5 (default: 1)'
+        '--gpu-share', type=gpu_share, metavar='SHARE', help='of a GPU, for each actor, such as 0.5 (default: 1)'
     )
 
 
@@ -73,7 +77,7 @@ def ray_address(text: str) -> str:
     raise argparse.ArgumentTypeError(f'expected host:port or auto, found {text!r}; inputs come before --ray')
 
 
-def share(text: str) -> float:
+def gpu_share(text: str) -> float:
     """Type of an argument that is a part of one."""
     if not re.fullmatch(r'0?\.\d+|1(\.0*)?', text) or float(text) == 0:
         raise argparse.ArgumentTypeError(f'expected a number above 0, up to 1, found {text!r}')
@@ -81,22 +85,31 @@ def share(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    of_ray = {name: value for name in ('write', 'actors', 'gpu_share') if (value := vars(args).pop(name)) is not None}
-    address = vars(args).pop('ray')
-    if of_ray and not address:
-        raise WrongUse(f'--{next(iter(of_ray)).replace("_", "-")} is for --ray')
-    if address and args.launcher != 'none':
-        raise WrongUse('--ray starts its own processes; --launcher is for those of the scripts')
     if args.checkpoint and not names_weights(args.checkpoint):
         args.inputs.insert(0, args.checkpoint)
         args.checkpoint = None
-    settings = with_deployment(with_weights(args))
+    options = with_deployment(args)
+    of_ray = {name: options.pop(name) for name in ('write', 'actors', 'gpu_share')}
+    of_ray = {name: value for name, value in of_ray.items() if value is not None}
+    address, share = options.pop('ray'), options.pop('share')
+    if of_ray and not address:
+        raise WrongUse(f'--{next(iter(of_ray)).replace("_", "-")} is for --ray')
+    if address and share:
+        raise WrongUse('--ray shares the inputs out by itself; --share is for arrays of jobs')
     if address:
-        from ..predict.ray import infer_on_ray
+        from ..predict.ray import predict_on_ray
 
-        del settings['launcher']
-        infer_on_ray(**settings, **of_ray, address=address)
-    else:
-        from ..predict.batch_prediction import infer
+        predict_on_ray(**options, **of_ray, address=address)
+        return
+    from ..predict.files import predict_files
+    from ..predict.inputs import find_inputs
+    from ..predict.model import load_deployed
+    from ..predict.shares import choose_share, device_of_share
 
-        infer(**settings)
+    mine = choose_share(share)
+    inputs = find_inputs(options['inputs'], options['out_dir'])
+    device = device_of_share(options['device'])
+    model = load_deployed(
+        options['config'], options['checkpoint'], device, options['deployment'], options['cfg_options']
+    )
+    predict_files(model, inputs, options['out_dir'], options['overlay'], options['batch_size'], mine)

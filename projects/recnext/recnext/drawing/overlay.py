@@ -26,7 +26,7 @@ def draw_overlay(
     """Draw an overlay.
 
     Args:
-        image: (H, W, 3), BGR, uint8.
+        image: (H, W, 3), RGB, uint8.
         labels: (H, W), index of the class of every pixel.
         palette: (classes, 3), RGB, uint8.
         legend: What stands below it, in this order.
@@ -37,7 +37,7 @@ def draw_overlay(
     """
     image, labels = shrink(image, labels, LONGEST_SIDE)
     height, width = image.shape[:2]
-    mixed = mix(image[..., ::-1], palette[labels])
+    mixed = mix(image, palette[labels])
     total = max(width, LEAST_WIDTH)
     text = int(np.clip(total / 50, *TEXT_HEIGHT))
     columns, line = max(1, total // (12 * text)), text * 3 // 2

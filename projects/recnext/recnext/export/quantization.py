@@ -33,8 +33,8 @@ def find_calibration(source: Source, wrapper: Wrapper, options: ExportOptions, s
     check_patterns(wrapper, options.keep_float)
 
     def load(image: Path | int) -> np.ndarray:
-        pixels = make_scene(image)[0][..., ::-1] if isinstance(image, int) else read_image(image)
-        resized = cv2.resize(np.ascontiguousarray(pixels), size[::-1])
+        pixels = make_scene(image)[0] if isinstance(image, int) else read_image(image)
+        resized = cv2.resize(pixels, size[::-1])[..., ::-1]
         return inputs_of(source.original, options.part, resized)
 
     if options.calibrate is not None:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..openmmlab.record import class_iou, count_confusion, mean_of_known
 from ..openmmlab.segmentor import FastEncoderDecoder
 from ..utils.errors import UserError
+from ..utils.evaluation import class_iou, count_confusion, mean_of_known
 from .images import Images
 
 LARGEST_ERROR = dict(fp32=1e-3, fp16=float('inf'), compressed=float('inf'), int8=float('inf'))

@@ -59,5 +59,5 @@ class Preprocess:
 class Prepared(NamedTuple):
     """An image that is ready for the network."""
 
-    pixels: Tensor  # (channels, h, w), RGB, uint8
+    inputs: Tensor  # (channels, h, w), RGB, uint8
     size: tuple[int, int]  # height and width of the image that it was made of

@@ -175,9 +175,9 @@ class RecNeXtSegmentor(Deployable, nn.Module):
         """Return the label map (H, W), int64, of each image in its original size; images of one size share a batch."""
         found: dict[int, Tensor] = {}
         device = next(self.parameters()).device
-        for shape in dict.fromkeys(one.pixels.shape for one in batch):
-            indices = [index for index, one in enumerate(batch) if one.pixels.shape == shape]
-            images = torch.stack([batch[index].pixels for index in indices]).to(device)
+        for shape in dict.fromkeys(one.inputs.shape for one in batch):
+            indices = [index for index, one in enumerate(batch) if one.inputs.shape == shape]
+            images = torch.stack([batch[index].inputs for index in indices]).to(device)
             logits = self.check_finite(self.forward_logits(self.preprocess.normalise(images)))
             for index, single in zip(indices, logits):
                 # As mmseg does: to the size of the network's input first, then to the original size.

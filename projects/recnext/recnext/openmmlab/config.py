@@ -6,12 +6,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
+from ..checkpoints.folder import read_description
 from ..checkpoints.hub import DESCRIPTION
 from ..checkpoints.releases import find_released_config
 from ..utils.errors import UserError
 from ..utils.paths import find_config, find_path
+from .describe import config_of
 from .listing import leaves
-from .stored_config import load_stored_config
 
 SPLITS = ('train', 'val', 'test')
 
@@ -24,14 +25,14 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
 
     Args:
         path: Of the file, or the name of one of the configs of this project or of a released segmentor; or a folder of
-            a segmentor from the Hugging Face hub, whose config is read as data.
+            a segmentor, whose description is read as data.
         cfg_options: Settings by their dotted names.
 
     Raises:
         UserError: no such file, or one that cannot be read, or options that do not fit in it.
     """
     if Path(path, DESCRIPTION).is_file():
-        cfg = load_stored_config(Path(path, DESCRIPTION))
+        cfg = config_of(read_description(Path(path, DESCRIPTION)))
     else:
         path = find_released_config(str(path)) or find_config(path)
         try:

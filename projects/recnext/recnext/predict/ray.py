@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..runtimes.deployment import DEFAULT, Deployment
 from ..utils.devices import AUTO
 from ..utils.errors import UserError, first_line
-from ..utils.images import ImageError, quieten
+from ..utils.images import ImageError, silence_opencv
 from ..utils.memory import keep_freed_memory
 from ..utils.paths import PACKAGE
 from .address_inputs import SCHEME, AddressInputs, find_addresses, read_row
@@ -149,7 +149,7 @@ def infer_on_ray(
         raise UserError(f'--ray needs packages that are not installed ({", ".join(missing)}): pip install "ray[data]"')
     if write == 'files' and SCHEME in str(out_dir):
         raise UserError(f'{out_dir}: files are written to a folder. To an address, --write parquet or webdataset.')
-    quieten()
+    silence_opencv()
     found = find_addresses(inputs, out_dir)
     # Here as well, on the CPU: what does not fit is said before a cluster is asked for anything.
     predictor = Predictor(config, checkpoint, 'cpu', deployment, cfg_options)
@@ -309,7 +309,7 @@ class _Actor:
         import ray
 
         keep_freed_memory()
-        quieten()
+        silence_opencv()
         device = AUTO if ray.get_gpu_ids() else 'cpu'
         self.predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
         self.batch_size = batch_size

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ..utils.images import ImageError
-from .predictor import Predictor, list_areas
+from .model import Model
+from .prediction import list_areas
 
 LEGEND_ROWS = 3
 """Below every frame, whatever is in it: the frames of a video have one size."""
@@ -18,12 +19,12 @@ CODEC = 'mp4v'
 
 
 def predict_video(
-    predictor: Predictor, path: str | Path, overlay: str | Path | None, on_frame: Callable[[], None] = lambda: None
+    model: Model, path: str | Path, overlay: str | Path | None, on_frame: Callable[[], None] = lambda: None
 ) -> dict:
     """Predict a video frame by frame; one frame is in memory at a time.
 
     Args:
-        predictor: Of images.
+        model: Of images.
         path: Of the video.
         overlay: MP4 file to write: the frames in the colours of their classes over a legend, without sound.
         on_frame: Called after each frame.
@@ -37,12 +38,12 @@ def predict_video(
     """
     if not Path(path).is_file():
         raise ImageError(f'{path} cannot be read: no such file.')
-    totals, frame_areas, writer = np.zeros(len(predictor.classes), np.int64), [], None
+    totals, frame_areas, writer = np.zeros(len(model.classes), np.int64), [], None
     video = cv2.VideoCapture(str(path))
     try:
         fps = video.get(cv2.CAP_PROP_FPS) or 25.0
         for frame in _frames(video):
-            prediction = predictor(frame)
+            prediction = model(frame)
             counts = {area.label: area.pixels for area in prediction.areas}
             totals[list(counts)] += list(counts.values())
             frame_areas.append(counts)
@@ -60,7 +61,7 @@ def predict_video(
     if overlay is not None and _count_frames(overlay) < len(frame_areas):  # OpenCV does not tell of a full disk
         raise RuntimeError(f'OpenCV could not write all of {overlay}')
     height, width = frame.shape[:2]
-    areas = [area._asdict() for area in list_areas(totals, predictor.classes)]
+    areas = [area._asdict() for area in list_areas(totals, model.classes)]
     return dict(width=width, height=height, fps=fps, frames=len(frame_areas), frame_areas=frame_areas, areas=areas)
 
 
@@ -69,7 +70,7 @@ def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
         there, frame = video.read()
         if not there:
             return
-        yield frame
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 def _count_frames(path: str | Path) -> int:

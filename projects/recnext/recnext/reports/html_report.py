@@ -23,8 +23,8 @@ from pygments.lexers import DiffLexer, PythonLexer
 
 from ..checkpoints.files import find_newest_checkpoint
 from ..drawing.overlay import paint
-from ..openmmlab.record import Evaluation, Example
 from ..utils.errors import UserError
+from ..utils.evaluation import Evaluation, Example
 from ..utils.files import atomic_write
 from ..utils.images import read_image
 from ..utils.paths import command
@@ -288,7 +288,7 @@ def _picture(evaluation: Evaluation, example: Example) -> dict:
     shown = dict(name=Path(example.path).name, path=example.path, iou=example.iou)
     try:
         maps = example.label_maps()
-        panels = draw_comparison(read_image(example.path), *maps, np.array(evaluation.palette, np.uint8))
+        panels = draw_comparison(read_image(example.path)[..., ::-1], *maps, np.array(evaluation.palette, np.uint8))
     except UserError as error:
         return dict(shown, missing=str(error))
     names = ('image', 'truth', 'prediction')

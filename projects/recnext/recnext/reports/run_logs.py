@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..openmmlab.record import RECORD, Evaluation, read_evaluation
 from ..utils.errors import UserError
+from ..utils.evaluation import RECORD, Evaluation, read_evaluation
 
 PERCENT = ('mIoU', 'aAcc', 'mAcc')
 """Means that mmengine logs in per cent, and mmseg 0.x as parts of one."""

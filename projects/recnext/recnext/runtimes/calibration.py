@@ -125,6 +125,6 @@ def calibrate(model: Deployable, folder: str, keep_float: Sequence[str]) -> Cali
         image = read_image(path)
         scale = model.calibration_side / min(image.shape[:2])
         height, width = (max(round(length * scale / STRIDE) * STRIDE, LEAST) for length in image.shape[:2])
-        return model.to_network(cv2.resize(image, (width, height))[..., ::-1]).numpy()
+        return model.to_network(cv2.resize(image, (width, height))).numpy()
 
     return Calibration(named, images, load, keep_float)

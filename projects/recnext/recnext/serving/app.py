@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..benchmarks.measurement import NETWORK, watch
 from ..drawing.overlay import OPACITY, format_share, shrink
-from ..predict.predictor import Predictor
+from ..predict.model import Model, load_deployed
 from ..runtimes.deployment import DEFAULT, Deployment
 from ..utils.devices import AUTO
 from ..utils.errors import UserError
-from ..utils.images import ImageError, quieten, read_image
+from ..utils.images import ImageError, read_image, silence_opencv
 from ..utils.timing import Stopwatch
 from .server import address_of, check_size, ended_by_sigterm, listen, serve_page
 
@@ -75,7 +74,7 @@ def serve(
     """
     if importlib.util.find_spec('gradio') is None:
         raise UserError('The page needs a package that is not installed: pip install gradio')
-    quieten()
+    silence_opencv()
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     with (
         ended_by_sigterm(),
@@ -83,8 +82,8 @@ def serve(
         tempfile.TemporaryDirectory(prefix='recnext-web-demo-') as folder,
     ):
         os.environ['GRADIO_TEMP_DIR'] = folder  # it makes folders in it and writes nothing
-        predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
-        demo = Demo(predictor, images, max_upload * 10**6, max_pixels * 10**6)
+        model = load_deployed(config, checkpoint, device, deployment, cfg_options)
+        demo = Demo(model, images, max_upload * 10**6, max_pixels * 10**6)
         serve_page(
             build_page(demo),
             listening,
@@ -99,7 +98,7 @@ class Demo:
     """Answers to the page, one at a time.
 
     Args:
-        predictor: What predicts.
+        model: What predicts.
         images: To choose from.
         max_upload: Bytes of the largest file that is taken.
         max_pixels: Of the largest image that is taken.
@@ -108,15 +107,16 @@ class Demo:
         ImageError: one of the images cannot be read.
     """
 
-    def __init__(self, predictor: Predictor, images: Sequence[str | Path], max_upload: int, max_pixels: int) -> None:
-        self.predictor = predictor
+    def __init__(self, model: Model, images: Sequence[str | Path], max_upload: int, max_pixels: int) -> None:
+        self.model = model
         self.images = [Path(image) for image in images]
         self.max_upload = max_upload
         self.max_pixels = max_pixels
         self.thumbnails = [_thumbnail(read_image(path)) for path in self.images]
-        self.device = next(predictor.segmentor.parameters()).device
+        network = model.network
+        self.device = next(network.parameters()).device
         self.stopwatch = Stopwatch(self.device)
-        watch(predictor.segmentor, self.stopwatch, predictor.made_with['engine'] != 'torch')
+        network.forward_logits = self.stopwatch.timed('network', network.forward_logits)
 
     def answer(self, question: object) -> dict:
         """Predict what the page, or whoever claims to be it, asks for.
@@ -156,16 +156,14 @@ class Demo:
         moments = [perf_counter()]
         pixels = read_image(source, name)
         moments.append(perf_counter())
-        prepared = self.predictor.prepare(pixels)
+        prepared = self.model.prepare(pixels)
         moments.append(perf_counter())
         self.stopwatch.read()
-        (prediction,) = self.predictor.predict([prepared])
+        (prediction,) = self.model.predict([prepared])
         moments.append(perf_counter())
         read, prepare, predict = np.diff(moments)
-        spans = self.stopwatch.read()
-        normalise = spans['step'] - spans['predict']
-        network = sum(spans.get(part, 0) for part in (*NETWORK, 'engine'))
-        seconds = dict(read=read, prepare=prepare + normalise, network=network, labels=predict - normalise - network)
+        network = self.stopwatch.read().get('network', 0)
+        seconds = dict(read=read, prepare=prepare, network=network, labels=predict - network)
         image, labels = shrink(prediction.image, prediction.labels, SHOWN_SIDE)
         height, width = prediction.labels.shape
         return dict(
@@ -194,7 +192,7 @@ def build_page(demo: Demo) -> 'gradio.Blocks':
     """The page: one component, which the browser runs, and one function behind it."""
     import gradio
 
-    made_with = demo.predictor.made_with
+    provenance = demo.model.provenance
     limits = f'at most {demo.max_upload / 1e6:.0f} MB and {demo.max_pixels / 1e6:.0f} million pixels; nothing is kept'
     with gradio.Blocks(analytics_enabled=False, title='RecNeXt', fill_width=True) as page:
         viewer = gradio.HTML(
@@ -203,7 +201,7 @@ def build_page(demo: Demo) -> 'gradio.Blocks':
             js_on_load='\n'.join((SOURCE / name).read_text(encoding='utf-8') for name in ('viewer.js', 'demo.js')),
             apply_default_css=False,
             max_upload=demo.max_upload,
-            model=f'{made_with["config"]} · {made_with["checkpoint"]} · {demo.device}',
+            model=f'{provenance["model"]} · {provenance["checkpoint"]} · {demo.device}',
             limits=limits,
             opacity=OPACITY,
             choices=[dict(name=path.name, image=image) for path, image in zip(demo.images, demo.thumbnails)],
@@ -224,9 +222,9 @@ def _theme() -> 'gradio.themes.Base':
 
 
 def _jpeg(image: np.ndarray) -> str:
-    """A picture, (H, W, 3), BGR, as an address for the browser."""
+    """Return a picture, (H, W, 3), RGB, as an address for the browser."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image[..., ::-1])).save(file, 'JPEG', quality=90)
+    Image.fromarray(np.ascontiguousarray(image)).save(file, 'JPEG', quality=90)
     return f'data:image/jpeg;base64,{_base64(file.getvalue())}'
 
 

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ..predict.predictor import Prediction, Predictor, PreparedImage
+from ..predict.model import Model, PreparedImage, load_deployed
+from ..predict.prediction import Prediction
 from ..runtimes.deployment import DEFAULT, Deployment
 from ..utils.devices import AUTO
 from ..utils.errors import UserError
-from ..utils.images import ImageError, quieten
+from ..utils.images import ImageError, silence_opencv
 from .server import PATIENCE, RETRY_AFTER, Guard, TooLarge, address_of, check_size, ended_by_sigterm, listen, serve_app
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ class Batcher:
     """Predicts one batch at a time: whatever waits when the network is free, up to a number.
 
     Args:
-        predictor: What predicts.
+        model: What predicts.
         most: Images of a batch.
     """
 
-    def __init__(self, predictor: Predictor, most: int) -> None:
-        self.predictor = predictor
+    def __init__(self, model: Model, most: int) -> None:
+        self.model = model
         self.most = most
         self.waiting: asyncio.Queue[tuple[PreparedImage, asyncio.Future]] = asyncio.Queue()
         self.network = ThreadPoolExecutor(1)
@@ -79,7 +80,7 @@ class Batcher:
     async def _predict(self, batch: list[tuple[PreparedImage, asyncio.Future]]) -> None:
         images = [prepared for prepared, _ in batch]
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self.network, self.predictor.predict, images)
+            found = await asyncio.get_running_loop().run_in_executor(self.network, self.model.predict, images)
         except Exception as error:
             if len(batch) > 1:  # together they are too large, or one spoils it for the others
                 for one in batch:
@@ -126,12 +127,12 @@ def serve(
     missing = [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f'Serving needs packages that are not installed: pip install {" ".join(missing)}')
-    quieten()
+    silence_opencv()
     # It says of bodies that are wrong what the answer says already.
     logging.getLogger('python_multipart').addHandler(logging.NullHandler())
     with ended_by_sigterm(), listen(host, port) as listening:
-        predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
-        app = build_app(predictor, max_upload * 10**6, max_pixels * 10**6, batch_size, queue)
+        model = load_deployed(config, checkpoint, device, deployment, cfg_options)
+        app = build_app(model, max_upload * 10**6, max_pixels * 10**6, batch_size, queue)
         serve_app(
             Guard(app, max_upload * 10**6 + MULTIPART, lambda method, path: path in KNOWN.get(method, ()), HEADERS),
             listening,
@@ -140,11 +141,11 @@ def serve(
         )
 
 
-def build_app(predictor: Predictor, max_upload: int, max_pixels: int, batch_size: int, queue: int) -> 'fastapi.FastAPI':
+def build_app(model: Model, max_upload: int, max_pixels: int, batch_size: int, queue: int) -> 'fastapi.FastAPI':
     """The service, as an ASGI app; behind a :class:`server.Guard`, which bounds what arrives.
 
     Args:
-        predictor: What predicts.
+        model: What predicts.
         max_upload: Bytes of the largest file that is taken.
         max_pixels: Of the largest image that is taken.
         batch_size: Images that are predicted together, at most.
@@ -154,7 +155,7 @@ def build_app(predictor: Predictor, max_upload: int, max_pixels: int, batch_size
     import prometheus_client as prometheus
     from fastapi.responses import JSONResponse, Response
 
-    batcher, helpers = Batcher(predictor, batch_size), ThreadPoolExecutor(THREADS)
+    batcher, helpers = Batcher(model, batch_size), ThreadPoolExecutor(THREADS)
     registry = prometheus.CollectorRegistry()
     requests = prometheus.Counter('recnext_requests', 'Requests that were answered', ['status'], registry=registry)
     seconds = prometheus.Histogram('recnext_request_seconds', 'From the whole request to its answer', registry=registry)
@@ -179,7 +180,7 @@ def build_app(predictor: Predictor, max_upload: int, max_pixels: int, batch_size
         name, content = await read_image_of(request, max_upload)
         check_size(name, content, max_upload, max_pixels)
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(helpers, predictor.prepare, content, name)
+        prepared = await loop.run_in_executor(helpers, model.prepare, content, name)
         prediction = await batcher.predict(prepared)
         encoded = await loop.run_in_executor(helpers, encode, prediction, wanted)
         return Response(encoded, media_type=OUTPUTS[wanted])
@@ -218,7 +219,7 @@ def build_app(predictor: Predictor, max_upload: int, max_pixels: int, batch_size
 
     @app.get('/health', summary='Whether it answers')
     def health() -> dict:
-        return dict(status='ok', model=predictor.made_with['config'], checkpoint=predictor.made_with['checkpoint'])
+        return dict(status='ok', model=model.provenance['model'], checkpoint=model.provenance['checkpoint'])
 
     @app.get('/metrics', response_class=Response, summary='For Prometheus')
     async def metrics() -> Response:
@@ -278,7 +279,7 @@ async def read_image_of(request: 'Request', most: int) -> tuple[str, bytes]:
 def encode(prediction: Prediction, output: str) -> bytes:
     """What :mod:`batch_outputs` would write, byte for byte; of the areas, without the name of the input."""
     if output == 'areas':
-        return json.dumps(prediction.report(), indent=1).encode()
+        return json.dumps(prediction.to_dict(), indent=1).encode()
     return prediction.labels_png() if output == 'labels' else prediction.overlay_jpeg()
 
 

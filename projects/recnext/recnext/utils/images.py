@@ -1,4 +1,4 @@
-"""Images as a viewer shows them, from any common file: 8 bits, BGR, the right way up."""
+"""Images as a viewer shows them, from any common file: 8 bits, RGB, the right way up."""
 
 import io
 import warnings
@@ -27,7 +27,7 @@ class ImageError(UserError):
     """An input that cannot be predicted; the others can."""
 
 
-def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
+def read_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> np.ndarray:
     """Read an image as a viewer shows it.
 
     Ordinary ones, in colour or grey, are decoded as mmseg decodes them, pixel for pixel. Rotated ones (EXIF) are set
@@ -35,11 +35,11 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     count, and of several pages or frames the first.
 
     Args:
-        source: A file, or the content of one.
+        source: A file, the content of one, or what Pillow has opened.
         name: What the messages call it; None means the path.
 
     Returns:
-        (H, W, 3), BGR, uint8.
+        (H, W, 3), RGB, uint8.
 
     Raises:
         ImageError: no such file, not an image, damaged, or of more pixels than Pillow takes for honest (twice
@@ -47,10 +47,12 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     """
     name = name or str(source)
     try:
+        if isinstance(source, Image.Image):
+            return np.array(_to_rgb(source))
         with _open(source) as image:
             ordinary = image.format in ORDINARY_FORMATS and image.mode in ORDINARY_MODES
             if not ordinary or 'transparency' in image.info:
-                return np.ascontiguousarray(np.asarray(_to_rgb(image))[..., ::-1])
+                return np.array(_to_rgb(image))
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)  # as mmcv does
     except Image.DecompressionBombError:
@@ -62,7 +64,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
         raise ImageError(f'{name} cannot be read: {getattr(error, "strerror", None) or error}') from None
     if pixels is None:
         raise ImageError(f'{name} cannot be read: truncated or damaged.')
-    return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def pixels_in_header(source: str | Path | bytes) -> int:
@@ -74,8 +76,8 @@ def pixels_in_header(source: str | Path | bytes) -> int:
         return 0
 
 
-def quieten() -> None:
-    """Threads of ours instead of OpenCV's, and no word of its or Pillow's about files whose failure is reported."""
+def silence_opencv() -> None:
+    """Keep OpenCV to one thread, and it and Pillow quiet about files whose failure is reported anyway."""
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)

@@ -8,7 +8,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 
-from ..record import RECORD, EvaluationRecord
+from ...utils.evaluation import RECORD
+from ..record import EvaluationRecord
 
 
 @HOOKS.register_module()

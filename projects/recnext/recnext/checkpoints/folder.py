@@ -1,0 +1,216 @@
+"""A segmentor in a folder: ``config.json`` says what it is, ``model.safetensors`` has its weights.
+
+The description is plain data with a schema: our own code alone builds the network of it, and a key that the schema does
+not have is refused. So a folder from a stranger can name nothing that would be run, fetched or written.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.preprocess import Preprocess
+from ..models.semantic_fpn import RecNeXtSegmentor
+from ..utils.errors import UserError, printable
+from ..utils.files import atomic_write, sha256_of
+from .files import CheckpointError, write_safetensors
+from .hub import DESCRIPTION, WEIGHTS, Repository, pull_description, pull_weights
+
+SCHEMA, VERSION = 'recnext-segmentor', 1
+MAX_BYTES = 1 << 22
+"""Of a description; that of a released segmentor has 8 000."""
+
+MAX_CLASSES = 65536
+"""Label maps have 16 bits."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a segmentor is, without its weights.
+
+    Args:
+        network: Arguments of :class:`.RecNeXtSegmentor` but for the number of classes and the preprocessing.
+        preprocess: From images to what the network sees.
+        classes: Names.
+        palette: RGB colour of each class, 0 to 255.
+        provenance: Where the weights are from: texts by name.
+        metrics: Measured or published, per cent by name.
+    """
+
+    network: dict
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    provenance: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Return the description as JSON has it."""
+        return json.loads(json.dumps(dict(schema=SCHEMA, version=VERSION, **asdict(self))))
+
+    def write(self, path: Path) -> None:
+        """Write the description as JSON."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(f'{json.dumps(self.to_dict(), indent=1)}\n')
+
+    def build_on_meta(self) -> RecNeXtSegmentor:
+        """Return the network in eval mode without values, on the ``meta`` device."""
+        with torch.device('meta'):
+            network = RecNeXtSegmentor(num_classes=len(self.classes), preprocess=self.preprocess, **self.network)
+        return network.eval()
+
+
+def parse_description(content: object) -> Description:
+    """Read a description from JSON's values.
+
+    Raises:
+        UserError: an unknown or missing key, a value of a wrong type, or another schema.
+    """
+    if isinstance(content, Mapping) and 'architecture' in content and 'config' in content:
+        raise UserError(
+            'It is of recnext 1, whose configs are no longer read. If it is yours, convert it:\n'
+            '  recnext push FOLDER/config.py FOLDER/model.safetensors USER/NAME'
+        )
+    whole = _take(content, 'config.json', schema=str, version=int, network=dict, preprocess=dict, classes=list,
+                  palette=list, provenance=dict, metrics=dict)  # fmt: skip
+    if (whole['schema'], whole['version']) != (SCHEMA, VERSION):
+        raise UserError(
+            f'It has schema {printable(whole["schema"], 50)} {whole["version"]}; expected {SCHEMA} {VERSION}. '
+            'A newer recnext may read it: pip install --upgrade.'
+        )
+    network = _take(whole['network'], 'network', arch=(str, dict), in_channels=int, fpn_channels=int,
+                    head_channels=int, threshold=(int, float, type(None)))  # fmt: skip
+    if any(not 0 < network[key] <= MAX_CLASSES for key in ('in_channels', 'fpn_channels', 'head_channels')):
+        raise UserError('Widths of the network lie between 1 and 65536.')
+    if isinstance(network['arch'], dict):
+        arch = _take(network['arch'], 'network.arch', channels=list, depths=list, mlp_ratio=(int, float),
+                     token_mixer=str)  # fmt: skip
+        network['arch'] = {**arch, 'channels': tuple(arch['channels']), 'depths': tuple(arch['depths'])}
+    pixels = _take(whole['preprocess'], 'preprocess', scale=(list, type(None)), multiple=int, mean=list, std=list)
+    channels = network['in_channels']
+    _expect(pixels['scale'] is None or _is_numbers(pixels['scale'], 2, 1, int), 'preprocess.scale', 'two sides')
+    _expect(0 < pixels['multiple'] <= 4096, 'preprocess.multiple', 'a number of pixels')
+    _expect(_is_numbers(pixels['mean'], channels, -math.inf), 'preprocess.mean', f'{channels} numbers')
+    _expect(_is_numbers(pixels['std'], channels, 1e-6), 'preprocess.std', f'{channels} numbers above 0')
+    classes, palette = whole['classes'], whole['palette']
+    named = all(isinstance(name, str) and name.isprintable() for name in classes)
+    _expect(named and 2 <= len(classes) <= MAX_CLASSES, 'classes', 'two printable names or more')
+    coloured = all(isinstance(one, list) and _is_numbers(one, 3, 0, int) and max(one) < 256 for one in palette)
+    _expect(coloured and len(palette) == len(classes), 'palette', 'an RGB colour of 0 to 255 for each class')
+    for key, kind in (('provenance', str), ('metrics', (int, float))):
+        _expect(all(isinstance(value, kind) for value in whole[key].values()), key, 'plain values')
+    return Description(
+        network=network,
+        preprocess=Preprocess(
+            scale=pixels['scale'] and tuple(pixels['scale']),
+            multiple=pixels['multiple'],
+            mean=tuple(map(float, pixels['mean'])),
+            std=tuple(map(float, pixels['std'])),
+        ),
+        classes=tuple(classes),
+        palette=tuple(map(tuple, palette)),
+        provenance=whole['provenance'],
+        metrics=whole['metrics'],
+    )
+
+
+def _take(content: object, name: str, **kinds: type | tuple) -> dict:
+    """Return a dict with exactly these keys, each of its type; bool is no number here."""
+    if not isinstance(content, Mapping):
+        raise UserError(f'{name} is a {type(content).__name__}; expected an object.')
+    for key in content:
+        _expect(key in kinds, f'{name}.{printable(key, 50)}', f'one of the keys {", ".join(kinds)}')
+    for key, kind in kinds.items():
+        _expect(key in content, f'{name}.{key}', 'a value, and it is missing')
+        right = isinstance(content[key], kind) and not isinstance(content[key], bool)
+        _expect(right, f'{name}.{key}', 'a value of another type')
+    return dict(content)
+
+
+def _is_numbers(values: Sequence, length: int, least: float, kind: type = float) -> bool:
+    right = all(isinstance(value, (int, kind)) and not isinstance(value, bool) for value in values)
+    return right and len(values) == length and all(least <= value < math.inf for value in values)
+
+
+def _expect(right: bool, name: str, expected: str) -> None:
+    if not right:
+        raise UserError(f'{name} is wrong: expected {expected}.')
+
+
+def read_folder(folder: str | Path) -> tuple[Description, Path]:
+    """Read the description of a segmentor in a folder, and make sure that its weights are those that it is of.
+
+    Returns:
+        The description, and the file of the weights.
+
+    Raises:
+        UserError: a file is missing, or is refused.
+    """
+    folder = Path(folder)
+    description, weights = read_description(folder / DESCRIPTION), folder / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f'{folder} has no {WEIGHTS}.')
+    with weights.open('rb') as file:
+        start = file.read(9)
+    if start[8:] != b'{':
+        raise CheckpointError(f'{weights} is no safetensors file, whatever it is called: it begins with {start!r}.')
+    expected, found = description.provenance.get('sha256'), sha256_of(weights)
+    if expected != found:
+        shown = printable(expected, 64)
+        raise CheckpointError(f'{weights} is not what was saved: found sha256 {found},\n  expected {shown}.')
+    return description, weights
+
+
+def read_description(path: Path) -> Description:
+    """Read ``config.json``.
+
+    Raises:
+        UserError: it is no such file, or is refused.
+    """
+    try:
+        with path.open('rb') as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise UserError(f'It has more than {MAX_BYTES} bytes.')
+        return parse_description(json.loads(text))
+    except UserError as error:
+        raise UserError(f'{path} is refused: {error}') from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{path} describes no segmentor: {type(error).__name__}: {printable(error, 200)}') from None
+
+
+def write_folder(folder: str | Path, description: Description, weights: Mapping[str, Tensor]) -> None:
+    """Write a segmentor: its description and its weights, whose SHA-256 goes into the description.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(weights, folder / WEIGHTS, {})
+    provenance = {**description.provenance, 'sha256': sha256_of(folder / WEIGHTS)}
+    replace(description, provenance=provenance).write(folder / DESCRIPTION)
+
+
+def pull_segmentor(repository: Repository, with_weights: bool = True) -> Path:
+    """Download a segmentor from the hub into its cache, unless it is there, and return its folder.
+
+    Raises:
+        UserError: it cannot be had, its description is refused, or the weights are not those that it is of.
+    """
+    description = pull_description(repository)
+    read_description(description)  # before the weights: what is refused should not take the time
+    if with_weights:
+        weights = pull_weights(repository, description)
+        try:
+            read_folder(description.parent)
+        except CheckpointError as error:
+            weights.resolve().unlink()  # the cache would hand it out for ever; what stands there is a link
+            raise CheckpointError(
+                f'{repository}: {error}\n  It was removed; the same command fetches it anew.'
+            ) from None
+    return description.parent
