@@ -14,7 +14,7 @@ from projects.recnext.recnext.cli.main import build_parser
 from projects.recnext.recnext.openmmlab.distributed import backend_of, prepare_processes
 from projects.recnext.recnext.openmmlab.runner import run_on
 from projects.recnext.recnext.openmmlab.test import test as run_test
-from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.model import load_deployed
 from projects.recnext.recnext.utils.devices import describe_device, find_device, lacks_half_precision
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.images import ImageError
@@ -189,7 +189,7 @@ def test_an_absent_device_is_said_before_anything_is_written(tiny, tmp_path):
         run_test(*map(str, tiny), work_dir=str(tmp_path / 'work'), device='xpu')
     assert not (tmp_path / 'work').exists()
     with pytest.raises(UserError, match='finds no mps here'):
-        Predictor(*tiny, device='mps')
+        load_deployed(*tiny, device='mps')
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_an_absent_device_is_said_before_anything_is_written(tiny, tmp_path):
     ],
 )
 def test_too_little_memory_is_said_whatever_the_device(tiny, monkeypatch, error, caught):
-    predictor = Predictor(*tiny, device='cpu')
+    model = load_deployed(*tiny, device='cpu')
 
     def fail(data):
         raise error
 
-    monkeypatch.setattr(predictor.segmentor, 'test_step', fail)
+    monkeypatch.setattr(model.network, 'test_step', fail)
     image = torch.zeros(40, 50, 3, dtype=torch.uint8).numpy()
     with pytest.raises(caught) as raised:
-        predictor(image)
+        model(image)
     assert type(raised.value) is caught and ('too little memory' in str(raised.value)) == (caught is ImageError)

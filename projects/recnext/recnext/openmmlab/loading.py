@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,8 +112,9 @@ def load_configured(config: str | Path, checkpoint: str | Path | None, cfg_optio
         checkpoint=Path(file).name,
         sha256=sha256_of(file),
     )
+    source = dict(file=Path(file).name, file_sha256=provenance['sha256'])
     try:
-        description = describe(cfg, network, classes, palette)
+        description = replace(describe(cfg, network, classes, palette), provenance=source)
     except UserError:
         description = None
     segmenter = ConfiguredSegmentor(network, pipeline)

@@ -290,6 +290,7 @@ def load_core(name: str, checkpoint: str | Path | None, cfg_options: dict | None
         own = checkpoint is None
         place = pull_segmentor(parse_repository(name), own) if name.startswith(SCHEME) else Path(name)
         description, weights = read_folder(place) if own else (read_description(place / DESCRIPTION), None)
+        description = description if own else dataclasses.replace(description, provenance={}, metrics={})
     if checkpoint is None and weights is None:
         from .download import find_released_weights
 
@@ -317,7 +318,8 @@ def _build(name: str, description: Description, file: Path) -> Model:
         description,
         classes=tuple(classes),
         palette=tuple(map(tuple, palette)),
-        provenance={**description.provenance, 'file': file.name, 'file_sha256': sha256},
+        # Of a folder's own weights it says more than the name of the file in it.
+        provenance=description.provenance or dict(file=file.name, file_sha256=sha256),
     )
     content = json.dumps([*map(description.to_dict().get, ('network', 'preprocess', 'classes', 'palette'))])
     provenance = dict(

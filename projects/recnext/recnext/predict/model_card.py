@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoints.folder import Description
-from ..models.ade20k import ade20k_classes
 
 FIGURES = {'mIoU': 'mean_iou', 'mAcc': 'mean_accuracy', 'aAcc': 'overall_accuracy'}
 """What the hub calls the figures."""
@@ -56,12 +55,11 @@ def write_card(path: Path, description: Description, repository: str, license: s
     from huggingface_hub import EvalResult, ModelCardData
 
     title = repository.partition('/')[2]
-    ade20k = description.classes == ade20k_classes()[0] or [c.strip() for c in description.classes] == [
-        name.strip() for name in ade20k_classes()[0]
-    ]
-    dataset = ('scene_parse_150', 'ADE20K') if ade20k else ('unknown', 'unknown')
-    source = {} if measured else dict(source_name='training log', source_url=LOGS)
     figures = {name: description.metrics[name] for name in FIGURES if name in description.metrics}
+    images = description.metrics.get('images', 0)
+    # Those published are of ADE20K. On which data others were measured a checkpoint does not say.
+    dataset = ('unknown', f'{images:g} images') if measured else ('scene_parse_150', 'ADE20K')
+    source = {} if measured else dict(source_name='training log', source_url=LOGS)
     results = [
         EvalResult('image-segmentation', *dataset, FIGURES[name], value, metric_name=name, **source)
         for name, value in figures.items()
@@ -71,7 +69,7 @@ def write_card(path: Path, description: Description, repository: str, license: s
         library_name='recnext',
         pipeline_tag='image-segmentation',
         tags=['semantic-segmentation', 'mmsegmentation', 'recnext'],
-        datasets=[dataset[0]] if ade20k else None,
+        datasets=[dataset[0]] if results and not measured else None,
         metrics=list(FIGURES.values()) if results else None,
         model_name=title,
         eval_results=results or None,
@@ -82,16 +80,16 @@ def write_card(path: Path, description: Description, repository: str, license: s
         arch=arch if isinstance(arch, str) else 'a variant of its own',
         number=len(description.classes),
         repository=repository,
-        figures=_table(figures, measured, description.metrics.get('images')),
+        figures=_table(figures, dataset[1] if measured else None),
         provenance='\n'.join(f'| {name} | `{value}` |' for name, value in description.provenance.items()),
         classes=', '.join(name.strip() for name in description.classes),
     )
     path.write_text(f'---\n{front.to_yaml()}\n---\n{text}')
 
 
-def _table(figures: Mapping, measured: bool, images: float | None) -> str:
+def _table(figures: Mapping, measured_on: str | None) -> str:
     if not figures:
         return 'None: these weights are of no released file, and come without a record of a test.'
-    where = f'`recnext test`, {images:g} images' if measured else 'as published'
+    where = f'`recnext test`, {measured_on}' if measured_on else 'as published'
     values = ' | '.join(f'{value:.2f}' for value in figures.values())
     return f'| per cent | {" | ".join(figures)} |\n|{"---|" * (len(figures) + 1)}\n| {where} | {values} |'
