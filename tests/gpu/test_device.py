@@ -49,7 +49,7 @@ from projects.recnext.recnext.openmmlab.distributed import backend_of, can_sync_
 from projects.recnext.recnext.openmmlab.hooks.compile import compile_for_training
 from projects.recnext.recnext.openmmlab.optim import use_bfloat16
 from projects.recnext.recnext.openmmlab.segmentor import FastEncoderDecoder
-from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.model import load_deployed
 from projects.recnext.recnext.runtimes.cuda_graph import GraphedNetwork
 from projects.recnext.recnext.runtimes.deployment import DTYPES, Deployment, deploy
 from projects.recnext.recnext.utils.devices import single_precision
@@ -113,8 +113,8 @@ def test_labels_of_a_segmentor_are_those_of_mmseg(device, mode):
 
 def test_labels_of_real_images_are_those_of_mmseg(accelerator, real_m3, ade20k_sample):
     """Unfolded in every pixel; in the form that is tested by default, which adds in another order, in all but a few."""
-    plain = Predictor('recnext_m3_ade20k', real_m3, accelerator, Deployment('none', channels_last=False))
-    folded = Predictor('recnext_m3_ade20k', real_m3, accelerator)
+    plain = load_deployed('recnext_m3_ade20k', real_m3, accelerator, Deployment('none', channels_last=False))
+    folded = load_deployed('recnext_m3_ade20k', real_m3, accelerator)
     different = seen = 0
     for photo in sorted(ade20k_sample.rglob('*.jpg')):
         # mmseg's resizing and argmax of all classes, behind the same network.
@@ -289,8 +289,8 @@ def test_an_exported_file_gives_the_labels_of_the_device(accelerator, tmp_path):
     export_to(tmp_path / 'a.mlpackage', CoreMLBackend(precision='fp32'), source, size=[EXPORTED])
     image = picture(EXPORTED)
     labels = open_model(tmp_path / 'a.mlpackage')(pixels(image))['labels']
-    predictor = Predictor(*source, accelerator)
-    found = predictor.segmentor.test_step(
+    predictor = load_deployed(*source, accelerator)
+    found = predictor.network.test_step(
         dict(inputs=[torch.from_numpy(image.transpose(2, 0, 1).copy())], data_samples=[sample_of(EXPORTED)])
     )
     assert (labels == found[0].pred_sem_seg.data[0].cpu().numpy()).mean() > 0.999

@@ -20,7 +20,7 @@ from helpers.segmentors import (
 )
 from mmengine.config import Config
 
-from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.model import load_deployed
 from projects.recnext.recnext.runtimes.deployment import Deployment
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -91,7 +91,7 @@ def test_what_float16_cannot_hold_is_refused(dtype):
 def test_labels_of_real_images(real_m3, ade20k_sample, precision, agree):
     photo = min(ade20k_sample.rglob('*.jpg'), key=lambda path: Path(path).stat().st_size)
     expected, found = (
-        Predictor('recnext_m3_ade20k', real_m3, deployment=Deployment(precision=each))(photo)
+        load_deployed('recnext_m3_ade20k', real_m3, deployment=Deployment(precision=each))(photo)
         for each in ('fp32', precision)
     )
     assert (found.labels == expected.labels).mean() >= agree

@@ -21,7 +21,7 @@ from projects.recnext.recnext.openmmlab.config import average_augmented, load_co
 from projects.recnext.recnext.openmmlab.config_check import check_keys
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.openmmlab.train import train as run_train
-from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.model import load_deployed
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -188,7 +188,7 @@ def test_all_that_our_tools_do(data, tmp_path, config):
     assert all(Image.open(picture).width == 1350 for picture in (tmp_path / 'pictures').glob('*.png'))
     averaged = run_test(path, checkpoint, str(tmp_path / 'tta'), tta=True, **common)
     assert averaged.keys() == metrics.keys()
-    predictor = Predictor(path, checkpoint, cfg_options=options)
+    predictor = load_deployed(path, checkpoint, cfg_options=options)
     image = next(Path(root).rglob('*val*/**/*[0-9].[pj]*g'), None) or next(Path(root).rglob('*leftImg8bit.png'))
     prediction = predictor(image)
     assert prediction.labels.shape == SIZE[::-1] and prediction.labels.max() < len(predictor.classes)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.predicting import infer
 from helpers.reference import ROOT, genuine_maps
 from helpers.scenes import HEIGHT, WIDTH, save, scene
 from helpers.tools import assert_user_error, descendants, run_tool
@@ -25,30 +26,13 @@ from PIL import Image
 
 from projects.recnext.recnext.checkpoints.files import write_checkpoint
 from projects.recnext.recnext.predict import files as files_module
-from projects.recnext.recnext.predict.files import predict_files
 from projects.recnext.recnext.predict.inputs import Inputs, find_inputs
 from projects.recnext.recnext.predict.model import Model, load_deployed
-from projects.recnext.recnext.runtimes.deployment import DEFAULT, Deployment
+from projects.recnext.recnext.runtimes.deployment import Deployment
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
-
-
-def infer(
-    config,
-    checkpoint,
-    inputs,
-    out_dir,
-    overlay=True,
-    batch_size=1,
-    share=(0, 1),
-    deployment=DEFAULT,
-    cfg_options=None,
-):
-    found = find_inputs(inputs, out_dir)
-    model = load_deployed(config, checkpoint, 'cpu', deployment, cfg_options)
-    return predict_files(model, found, out_dir, overlay, batch_size, share)
 
 
 @pytest.fixture(scope='module')

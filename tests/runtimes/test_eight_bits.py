@@ -13,11 +13,10 @@ import torch
 from helpers.reference import config_of
 from helpers.segmentors import MEAN, SIZE, STD, head_logits, pair, raw_images, recnext_cfg
 from helpers.tools import assert_user_error, run_tool
-from projects.recnext.recnext.openmmlab.calibration import calibration_of
 
 from projects.recnext.recnext.runtimes import network as network_module
 from projects.recnext.recnext.runtimes import openvino as openvino_module
-from projects.recnext.recnext.runtimes.calibration import NUMBER, Calibration, choose_images
+from projects.recnext.recnext.runtimes.calibration import NUMBER, Calibration, calibrate, choose_images
 from projects.recnext.recnext.runtimes.deployment import Deployment, deploy
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -197,7 +196,7 @@ def test_folders_and_patterns_that_are_wrong(tmp_path, monkeypatch, photos, fold
     monkeypatch.chdir(tmp_path)
     Path('empty').mkdir()
     with pytest.raises(UserError, match=message):
-        calibration_of(pair(recnext_cfg(19))[1], photos if folder == 'photos' else folder, keep_float)
+        calibrate(pair(recnext_cfg(19))[1], photos if folder == 'photos' else folder, keep_float)
 
 
 @pytest.mark.usefixtures('nncf')
@@ -217,7 +216,7 @@ def test_at_most_so_many_images_and_the_same_every_time():
 
 
 def test_images_are_as_the_network_takes_them(photos):
-    calibration = calibration_of(pair(recnext_cfg(19))[1], photos, ())
+    calibration = calibrate(pair(recnext_cfg(19))[1], photos, ())
     assert len(calibration) == 9 and 'few' in str(calibration)
     for inputs in calibration:
         assert inputs.shape[:2] == (1, 3) and min(inputs.shape[2:]) == 224 and inputs.shape[2] % 32 == 0

@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from projects.recnext.recnext.checkpoints.files import read_checkpoint, write_checkpoint, write_safetensors
-from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.model import load_deployed
 from projects.recnext.recnext.predict.video import predict_video
 from projects.recnext.recnext.samples.objects import write_objects
 from projects.recnext.recnext.samples.scenes import write_dataset
@@ -188,7 +188,7 @@ def test_an_overlay_video_on_a_full_disk(small_disk, tmp_path):
     for shift in range(10):
         writer.write(np.roll(NOISE, shift)[:240, :320].copy())
     writer.release()
-    predictor = Predictor(*write_tiny(tmp_path))
+    predictor = load_deployed(*write_tiny(tmp_path))
     with pytest.raises(UserError, match=r'disk/a\.mp4 cannot be written: the disk is full'):
         with atomic_write(small_disk / 'a.mp4') as beside:
             predict_video(predictor, clip, beside)

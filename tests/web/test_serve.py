@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+from helpers.predicting import infer
 from helpers.reference import ROOT
 from helpers.tools import wait_until
 from PIL import Image
 
-from projects.recnext.recnext.predict.batch_prediction import infer
 from projects.recnext.recnext.samples.scenes import make_scene
 from projects.recnext.recnext.serving.service import serve
 from projects.recnext.recnext.utils.errors import UserError

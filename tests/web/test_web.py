@@ -25,16 +25,16 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+from helpers.predicting import infer
 from helpers.reference import ROOT, shared
 from helpers.tools import assert_user_error, run_tool
 from helpers.visitor import SECONDS
 from PIL import Image
 
-from projects.recnext.recnext.predict.batch_prediction import infer
-from projects.recnext.recnext.predict.predictor import Predictor
+from projects.recnext.recnext.predict.model import load_deployed
 from projects.recnext.recnext.samples.scenes import make_scene
-from projects.recnext.recnext.serving import app as web_demo
 from projects.recnext.recnext.utils.errors import UserError
+from projects.recnext.recnext.web import app as web_demo
 
 if TYPE_CHECKING:
     pass
@@ -292,7 +292,7 @@ def test_names_are_shown_as_text(tiny_server, visit):
 
 @pytest.mark.full
 def test_visitors_at_once_see_each_their_own(tiny_server, tiny, visit):
-    predictor, number = Predictor(*tiny), 10
+    model, number = load_deployed(*tiny), 10
     visitors = [visit(tiny_server.address) for _ in range(number)]
     for seed, visitor in enumerate(visitors):
         visitor.upload(png(scene(seed)), 'same.png')
@@ -300,7 +300,7 @@ def test_visitors_at_once_see_each_their_own(tiny_server, tiny, visit):
     for seed, visitor in enumerate(visitors):
         visitor.wait_for_result('same.png')
         masks.append(visitor.mask()[1])
-        expected = predictor(np.ascontiguousarray(scene(seed)[..., ::-1])).labels
+        expected = model(np.ascontiguousarray(scene(seed)[..., ::-1])).labels
         assert np.array_equal(np.array(Image.open(io.BytesIO(masks[-1]))), expected)
     assert len(set(masks)) == number
 

@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..serving.app import serve
+    from ..web.app import serve
 
     serve(**with_deployment(with_weights(args)))

@@ -18,11 +18,11 @@ from PIL import Image
 from ..drawing.overlay import OPACITY, format_share, shrink
 from ..predict.model import Model, load_deployed
 from ..runtimes.deployment import DEFAULT, Deployment
+from ..serving.server import address_of, check_size, ended_by_sigterm, listen, serve_page
 from ..utils.devices import AUTO
 from ..utils.errors import UserError
 from ..utils.images import ImageError, read_image, silence_opencv
 from ..utils.timing import Stopwatch
-from .server import address_of, check_size, ended_by_sigterm, listen, serve_page
 
 if TYPE_CHECKING:
     import gradio
