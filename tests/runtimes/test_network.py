@@ -93,14 +93,13 @@ def assert_right(network: ConvertedNetwork, images: torch.Tensor) -> torch.Tenso
     return found
 
 
-def said_by(network: ConvertedNetwork, batches: Sequence[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def said_by(network: ConvertedNetwork, batches: Sequence[torch.Tensor], caplog: pytest.LogCaptureFixture) -> list[str]:
     """What is logged while images go through a network, rightly."""
-    said = []
-    for module in (network_module, cache_module):
-        monkeypatch.setattr(module, 'print_log', lambda line, **_: said.append(line))
-    for images in batches:
-        assert_right(network, images)
-    return said
+    caplog.clear()
+    with caplog.at_level('INFO', 'projects.recnext.recnext'):
+        for images in batches:
+            assert_right(network, images)
+    return caplog.messages
 
 
 def entries(folder: Path) -> list[Path]:
@@ -132,13 +131,13 @@ def test_what_was_converted_is_read_the_next_time(engine, folder, monkeypatch):
 # --- Sizes ---
 
 
-def test_other_sizes_have_graphs_of_their_own(folder, monkeypatch):
+def test_other_sizes_have_graphs_of_their_own(folder, monkeypatch, caplog):
     monkeypatch.setattr(network_module, 'MOST_SIZES', 2)
     network = converted()
     images = [
         smooth_images(1, size) for size in ((50, 70), (64, 64), (20, 20), (30, 20), (96, 96), (20, 20), (128, 96))
     ]
-    said = said_by(network, images, monkeypatch)
+    said = said_by(network, images, caplog)
     assert len(entries(folder)) == 3, 'two of one size, one of any'
     assert sum('others run in PyTorch' in line for line in said) == 1
 
@@ -266,17 +265,17 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch, caplog):
     with small_disk_at(tmp_path / 'disk', 2**16):
         (tmp_path / 'disk' / 'other').write_bytes(bytes(2**16))
         network = converted()
-        said = said_by(network, 2 * [smooth_images(1)], monkeypatch)
+        said = said_by(network, 2 * [smooth_images(1)], caplog)
         assert sum('not kept' in line and 'the disk is full' in line for line in said) == 1
         assert entries(tmp_path / 'disk' / 'engines') == []
 
 
 @pytest.mark.parametrize('where', ['engines', 'engines/inside'])
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, where):
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, caplog, where):
     """As on a read-only file system; permissions do not hold for root, and so a file stands in the folder's place."""
     (tmp_path / 'engines').write_text('a file')
     monkeypatch.setattr(network_module, 'FOLDER', tmp_path / where)
-    said = said_by(converted(), 2 * [smooth_images(1)], monkeypatch)
+    said = said_by(converted(), 2 * [smooth_images(1)], caplog)
     assert sum('not kept' in line for line in said) == 1
     assert (tmp_path / 'engines').read_text() == 'a file'
 
