@@ -1,5 +1,7 @@
 """The wheel, installed: everything works in any folder, without the clone and without PYTHONPATH."""
 
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -37,14 +39,27 @@ def pip(*arguments: object) -> None:
     assert result.returncode == 0, result.stderr
 
 
+WITHOUT = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'timm', 'torchvision', 'matplotlib'):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+"""What `pip install .` does not bring cannot be imported."""
+
+
 class Installed:
     """An environment of its own, which has the dependencies of this one, and the wheel or the clone beside them."""
 
-    def __init__(self, folder: Path, *what: object) -> None:
+    def __init__(self, folder: Path, *what: object, extras: bool = True) -> None:
         venv.create(folder, symlinks=True)
         self.bin = folder / 'bin'
         (packages,) = folder.glob('lib/python*/site-packages')
         (packages / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
+        if not extras:
+            (packages / 'sitecustomize.py').write_text(WITHOUT)
         pip('--python', self.bin / 'python', 'install', '--no-deps', '--no-build-isolation', '--no-index', *what)
 
     def run(self, program: str, *arguments: object, cwd: Path, fails: bool = False) -> str:
@@ -66,17 +81,66 @@ def test_what_is_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'projects').rglob('*.py')}
     ours |= {path.relative_to(ROOT).as_posix() for path in (ROOT / 'projects').rglob('*') if path.suffix in DATA}
-    assert {name for name in names if '.dist-info/' not in name} == ours
+    assert {name for name in names if '.dist-info/' not in name} == ours | {'recnext.py'}
+    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith('/METADATA'))).decode()
+    wanted = re.findall(r'^Requires-Dist: ([\w-]+)(?!.*extra)', metadata, re.MULTILINE)
+    assert 'torch' in wanted and not {'mmengine', 'mmcv-lite', 'mmsegmentation', 'mmpretrain', 'timm'} & set(wanted)
     assert not {'projects/__init__.py', 'projects/recnext/__init__.py'} & set(names)
 
 
-def test_the_command_in_an_empty_folder(installed, real_m3, ade20k_sample, tmp_path):
-    assert 'predict' in installed.run('recnext', '--help', cwd=tmp_path)
-    assert f'{CONFIG}  (recnext_m3_ade20k)' in installed.run('recnext', 'configs', cwd=tmp_path)
+@pytest.fixture(scope='module')
+def core(wheel, tmp_path_factory) -> Installed:
+    """Without what the extras bring."""
+    return Installed(tmp_path_factory.mktemp('core'), wheel, extras=False)
+
+
+def test_the_command_in_an_empty_folder(core, real_m3, ade20k_sample, tmp_path):
+    assert 'predict' in core.run('recnext', '--help', cwd=tmp_path)
+    assert f'{CONFIG}  (recnext_m3_ade20k)' in core.run('recnext', 'configs', cwd=tmp_path)
     photos = sorted((ade20k_sample / 'images' / 'validation').glob('*.jpg'))
-    installed.run('recnext', 'predict', 'recnext_m3_ade20k', real_m3, *photos[:1], cwd=tmp_path)
+    core.run('recnext', 'predict', 'recnext_m3_ade20k', real_m3, *photos[:1], cwd=tmp_path)
     labels = np.array(Image.open(tmp_path / 'predicted' / 'labels' / f'{photos[0].stem}.png'))
     assert (labels != genuine_maps()[photos[0].stem]).sum() == 0
+    assert Image.open(tmp_path / 'predicted' / 'overlays' / f'{photos[0].stem}.jpg').width == 683
+
+
+@pytest.mark.parametrize('command', ['train', 'test'])
+def test_what_takes_openmmlab_says_what_to_install(core, command, tmp_path):
+    said = core.run('recnext', command, CONFIG, *([] if command == 'train' else ['w.pth']), cwd=tmp_path, fails=True)
+    assert 'pip install ".[mmseg]"' in said and 'Traceback' not in said
+    said = core.run('recnext', 'predict', CONFIG, 'w.pth', 'photo.jpg', cwd=tmp_path, fails=True)
+    assert 'pip install ".[mmseg]"' in said or 'photo.jpg' in said
+
+
+SHORT = """
+import multiprocessing, sys
+import recnext
+if __name__ == '__main__':
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        assert pool.apply(recnext.list_models) == recnext.list_models()
+    model = recnext.load('recnext_m3_ade20k', checkpoint=sys.argv[1])
+    assert not {'mmengine', 'mmcv', 'mmseg', 'timm'} & set(sys.modules)
+    print(recnext.__file__, model(sys.argv[2]).areas[0].pixels)
+"""
+
+
+@pytest.mark.parametrize('where', ['elsewhere', 'clone', 'clone/projects/recnext'])
+def test_the_short_import(core, real_m3, ade20k_sample, tmp_path, where):
+    """From a wheel; from a wheel in a clone, where the clone's counts; and in the folder that has `recnext/` in it."""
+    (tmp_path / 'elsewhere').mkdir()
+    for name in ('recnext.py', 'projects/recnext/recnext'):
+        (tmp_path / 'clone' / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / 'recnext.py', tmp_path / 'clone')
+    shutil.copytree(ROOT / 'projects' / 'recnext' / 'recnext', tmp_path / 'clone/projects/recnext/recnext')
+    script = tmp_path / where / 'short.py'
+    script.write_text(SHORT)
+    photo = ade20k_sample / 'images' / 'validation' / 'ADE_val_00000001.jpg'
+    file, pixels = core.run('python', script, real_m3, photo, cwd=tmp_path / where).split()
+    assert pixels == '140617'
+    assert file.startswith(str(tmp_path / 'clone')) == where.startswith('clone')
+
+
+def test_testing_without_data_is_said(installed, tmp_path):
     said = installed.run('recnext', 'test', CONFIG, tmp_path / 'm4.pth', cwd=tmp_path, fails=True)
     assert 'with --data-root' in said and 'Traceback' not in said
 
@@ -98,7 +162,7 @@ def test_mmsegs_own_tool_with_our_config(installed, real_m3, ade20k_sample, tmp_
 
 
 BESIDE = """
-import projects.theirs, projects.recnext.recnext, timm
+import projects.theirs, projects.recnext.recnext.timm, timm
 assert timm.create_model('recnext_m0') is not None
 print(projects.theirs.__file__, projects.recnext.recnext.__file__)
 """
@@ -129,7 +193,7 @@ def test_the_rest_of_the_command(installed, real_m3, ade20k_sample, scenes, tmp_
     assert (tmp_path / 'work_dirs' / 'tiny' / 'iter_2.pth').exists()
     installed.run('recnext', 'report', 'work_dirs/tiny', cwd=tmp_path)
     inferencer = (
-        'import projects.recnext.recnext, sys; from mmseg.apis import MMSegInferencer\n'
+        'import projects.recnext.recnext.openmmlab, sys; from mmseg.apis import MMSegInferencer\n'
         'from projects.recnext.recnext.utils.paths import find_config\n'
         "found = MMSegInferencer(model=str(find_config(sys.argv[1])), weights='m3.pth', device='cpu')(sys.argv[2])\n"
         "print(found['predictions'].shape)"

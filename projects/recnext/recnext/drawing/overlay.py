@@ -1,6 +1,7 @@
 """A picture of one prediction: the image in the colours of its classes, over a legend of them with their shares."""
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def format_share(share: float) -> str:
 
 @functools.cache
 def _font(height: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    # The one with most of the world's letters among those that come with the requirements.
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf'), height)
+    # DejaVu has most of the world's letters; where matplotlib, which has it, is not installed, Pillow's own has fewer.
+    matplotlib = importlib.util.find_spec('matplotlib')
+    if matplotlib is None:
+        return ImageFont.load_default(height)
+    return ImageFont.truetype(Path(matplotlib.origin).parent / 'mpl-data' / 'fonts' / 'ttf' / 'DejaVuSans.ttf', height)
