@@ -10,9 +10,9 @@ from helpers.reference import SEGMENTORS, config_of
 from helpers.tools import assert_user_error, run_tool
 from safetensors.torch import save_file
 
+from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
 from projects.recnext.recnext.checkpoints.keys import ConversionError, get_state_dict
-from projects.recnext.recnext.openmmlab.convert import convert_file
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import sha256_of
 

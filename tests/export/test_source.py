@@ -8,13 +8,12 @@ import pytest
 import torch
 from helpers.exports import SIZE, export_to
 
-from projects.recnext.recnext.checkpoints.digests import DIGESTS, read_digests, weights_of
+from projects.recnext.recnext.checkpoints.convert import convert_file
+from projects.recnext.recnext.checkpoints.download import DIGESTS, download_release, read_digests, weights_of
 from projects.recnext.recnext.checkpoints.keys import convert_state_dict
 from projects.recnext.recnext.checkpoints.releases import get_release
 from projects.recnext.recnext.export.onnx import OnnxBackend
 from projects.recnext.recnext.export.source import Source, load_source
-from projects.recnext.recnext.openmmlab.convert import convert_file
-from projects.recnext.recnext.predict.download import download_release
 
 onnx = pytest.importorskip('onnx')
 

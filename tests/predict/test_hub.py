@@ -21,18 +21,18 @@ from mmengine.config import Config
 from mmseg.models import FPNHead
 from mmseg.registry import MODELS
 
+from projects.recnext.recnext.checkpoints import download
+from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.checkpoints.files import read_checkpoint, write_checkpoint
 from projects.recnext.recnext.checkpoints.releases import get_release
 from projects.recnext.recnext.cli.main import main
 from projects.recnext.recnext.export.source import load_source
 from projects.recnext.recnext.openmmlab.builder import build_on_meta, build_without_weights
 from projects.recnext.recnext.openmmlab.config import load_config, named_classes
-from projects.recnext.recnext.openmmlab.convert import convert_file
 from projects.recnext.recnext.openmmlab.loading import load_segmentor
 from projects.recnext.recnext.openmmlab.stored_config import decode_config, encode_config
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.openmmlab.train import train
-from projects.recnext.recnext.predict import download
 from projects.recnext.recnext.predict.find import find_trained
 from projects.recnext.recnext.predict.predictor import Predictor, make_pipeline
 from projects.recnext.recnext.predict.push import push

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from ..checkpoints.download import find_released_weights
 from ..checkpoints.files import CheckpointError
 from ..checkpoints.hub import DESCRIPTION, SCHEME, WEIGHTS, Repository, parse_repository, pull_description, pull_weights
 from ..openmmlab.stored_config import load_stored_config, read_description
 from ..utils.errors import UserError, printable
 from ..utils.files import sha256_of
-from .download import find_released_weights
 
 
 def find_trained(name: str) -> tuple[str, str]:

@@ -17,10 +17,10 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 
+from ..checkpoints.convert import convert_meta
 from ..checkpoints.hub import SCHEME
 from ..drawing.overlay import draw_overlay
 from ..openmmlab.config import named_classes, test_set
-from ..openmmlab.convert import convert_meta
 from ..openmmlab.loading import load_segmentor
 from ..runtimes.deployment import DEFAULT, Deployment, deploy
 from ..utils.devices import AUTO, find_device, out_of_memory

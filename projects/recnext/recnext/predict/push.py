@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoints.digests import find_recorded_release, sha256_of_weights
+from ..checkpoints.download import find_recorded_release, sha256_of_weights
 from ..checkpoints.files import write_safetensors
 from ..checkpoints.hub import DESCRIPTION, WEIGHTS, parse_repository, push_folder
 from ..openmmlab.config import name_of
