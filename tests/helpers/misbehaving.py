@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, code: int, body: bytes, **headers: object) -> None:
         self.send_response(code)
-        for name, value in {'Content-Length': len(body), **headers}.items():
+        for name, value in {'Content_Length': len(body), 'Connection': 'close', **headers}.items():
             if value is not None:
                 self.send_header(name.replace('_', '-'), str(value))
         self.end_headers()

@@ -93,11 +93,11 @@ def _refuse_for_good(url: str, response: 'Response', **_: object) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error of requests was caused by, which its own text repeats in many words."""
+    """Return what an error of requests says; of a failed connection its cause, which it repeats in many words."""
+    from requests import ConnectionError
+
     cause: BaseException = error
-    while isinstance(cause.__context__, (OSError, ValueError)) or type(cause.__context__).__module__.startswith(
-        ('http.', 'urllib3.')
-    ):
+    while isinstance(error, ConnectionError) and cause.__context__ is not None:
         cause = cause.__context__
     return printable(first_line(cause) or type(cause).__name__, LONGEST_REASON)
 
