@@ -120,7 +120,9 @@ def logged_scalars(history: type) -> list:
 
     def statistic(owner: object, name: str) -> Callable | None:
         """Return what mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
-        if owner is not history or name not in HISTORY_STATISTICS:
+        # Whichever of the two classes stands for the name: openmmlab allows mmengine's for the whole process.
+        known = owner is IgnoredHistory or f'{owner.__module__}.{owner.__qualname__}' == HISTORY
+        if not known or name not in HISTORY_STATISTICS:
             raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
         return getattr(owner, name, None)
 
