@@ -1,10 +1,12 @@
 """What shows that a file is a release: SHA-256 of files and of weights, as recorded."""
 
+import threading
+
 import pytest
 import torch
 
-from projects.recnext.recnext.checkpoints import digests
-from projects.recnext.recnext.checkpoints.digests import (
+from projects.recnext.recnext.checkpoints import download
+from projects.recnext.recnext.checkpoints.download import (
     DIGESTS,
     find_recorded_release,
     read_digests,
@@ -22,7 +24,7 @@ def project(tmp_path, monkeypatch):
     """The project's own folder of checkpoints, with no record in it."""
     folder = tmp_path / 'project'
     folder.mkdir()
-    monkeypatch.setattr(digests, 'CHECKPOINTS', folder)
+    monkeypatch.setattr(download, 'CHECKPOINTS', folder)
     return folder
 
 
@@ -64,10 +66,15 @@ def test_the_record_of_the_project_counts_before_any_other(project, tmp_path):
     assert find_recorded_release(tmp_path, 'f', 'w')['name'] == NAME
 
 
-def test_what_is_recorded_stays(tmp_path):
-    write_digests(tmp_path, {NAME: 'f'})
+def test_what_is_recorded_stays_whoever_writes_at_the_same_time(tmp_path):
+    names = [f'{NAME} {number}' for number in range(16)]
+    writers = [threading.Thread(target=write_digests, args=(tmp_path, {name: 'f'})) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
     write_digests(tmp_path, {OTHER: 'g'})
-    assert read_digests(tmp_path) == {NAME: 'f', OTHER: 'g'}
+    assert read_digests(tmp_path) == {**dict.fromkeys(names, 'f'), OTHER: 'g'}
 
 
 @pytest.mark.parametrize(('text', 'words'), [('{', 'is no JSON'), ('[]', 'holds a list')])

@@ -12,14 +12,14 @@ from helpers.reference import ROOT, config_of, genuine_maps
 from helpers.tools import assert_user_error, run_python
 from PIL import Image
 
+from projects.recnext.recnext.checkpoints import download
+from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.cli import options
 from projects.recnext.recnext.cli.environment import describe_environment
 from projects.recnext.recnext.cli.export import FORMATS
 from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main
 from projects.recnext.recnext.openmmlab.config import load_config
-from projects.recnext.recnext.openmmlab.convert import convert_file
 from projects.recnext.recnext.openmmlab.deployable import FUSE
-from projects.recnext.recnext.predict import download
 from projects.recnext.recnext.runtimes.deployment import ENGINES, PRECISIONS
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import list_configs

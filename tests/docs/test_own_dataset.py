@@ -15,10 +15,10 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from PIL import Image
 
+from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
 from projects.recnext.recnext.openmmlab.checks import check_checkpoint, choose_weights, set_data_root
 from projects.recnext.recnext.openmmlab.config import load_config
-from projects.recnext.recnext.openmmlab.convert import convert_file
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import sha256_of

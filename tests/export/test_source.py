@@ -8,13 +8,18 @@ import pytest
 import torch
 from helpers.exports import SIZE, export_to
 
-from projects.recnext.recnext.checkpoints.digests import DIGESTS, read_digests, weights_of
+from projects.recnext.recnext.checkpoints.convert import convert_file
+from projects.recnext.recnext.checkpoints.download import (
+    DIGESTS,
+    read_digests,
+    sha256_of_weights,
+    weights_of,
+    write_digests,
+)
 from projects.recnext.recnext.checkpoints.keys import convert_state_dict
 from projects.recnext.recnext.checkpoints.releases import get_release
 from projects.recnext.recnext.export.onnx import OnnxBackend
 from projects.recnext.recnext.export.source import Source, load_source
-from projects.recnext.recnext.openmmlab.convert import convert_file
-from projects.recnext.recnext.predict.download import download_release
 
 onnx = pytest.importorskip('onnx')
 
@@ -38,8 +43,11 @@ def download(tiny, tmp_path) -> Download:
     released = tmp_path / 'mirror' / f'{NAME}.pth'
     released.parent.mkdir()
     torch.save(dict(state_dict=convert_state_dict(weights, 'legacy').state_dict, meta={}), released)
-    download_release(dict(RELEASE, config=config), tmp_path / 'here', str(released.parent))
-    return Download(config, released, tmp_path / 'here' / f'{NAME}.pth')
+    place = tmp_path / 'here' / f'{NAME}.pth'
+    place.parent.mkdir()
+    sha256 = convert_file(released, place, expected=weights).sha256
+    write_digests(place.parent, {NAME: sha256, weights_of(NAME): sha256_of_weights(weights)})
+    return Download(config, released, place)
 
 
 def figures(source: Source) -> dict[str, str]:
@@ -66,7 +74,7 @@ def test_what_was_downloaded_and_converted_has_its_figures(download):
 @pytest.mark.parametrize('name', ['best.pth', 'model.safetensors'])
 def test_another_name_or_form_does_no_harm(download, name):
     again = download.place.with_name(name)
-    convert_file(download.place, again, config=download.config)
+    convert_file(download.place, again, expected=torch.load(download.place)['state_dict'])
     assert figures(load(download.config, again)) == FIGURES
 
 

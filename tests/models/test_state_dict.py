@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 
+from projects.recnext.recnext.checkpoints.convert import released_tensors
 from projects.recnext.recnext.checkpoints.keys import (
     TARGETS,
     ConversionError,
@@ -19,7 +20,7 @@ from projects.recnext.recnext.checkpoints.keys import (
     select_backbone,
 )
 from projects.recnext.recnext.models.recnext import ARCHS
-from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_classifier, released_model_cfg
+from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
 
 LAYOUTS = [f'recnext_{arch}_distill_300e' for arch in ARCHS] + [
     f'recnext_{arch}_ade20k' for arch in ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')
@@ -33,7 +34,19 @@ def m0() -> dict:
 
 
 def skeleton_state(arch: str) -> dict:
-    return build_on_meta(released_model_cfg(arch)).state_dict()
+    return released_tensors('segmentor', arch)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_the_core_and_openmmlab_have_the_same_tensors(arch):
+    mmseg = build_on_meta(released_model_cfg(arch))
+    for ours, theirs in (
+        (released_tensors('segmentor', arch), mmseg.state_dict()),
+        (released_tensors('backbone', arch), mmseg.backbone.state_dict()),
+    ):
+        assert [(key, t.shape, t.dtype) for key, t in ours.items()] == [
+            (k, t.shape, t.dtype) for k, t in theirs.items()
+        ]
 
 
 @pytest.mark.parametrize('name', LAYOUTS)
@@ -68,7 +81,7 @@ def test_each_form_of_a_classifier_to_each(arch, formula_weights):
         assert str(detect_layout(backbone.state_dict)) == 'mmseg1 backbone'
         assert len(backbone.left_out) == 14 and all(key.startswith('head.') for key in backbone.left_out)
     assert_same(forms['legacy'].state_dict, source)
-    check_weights_fit(forms['mmpretrain'].state_dict, released_classifier(arch).state_dict(), arch)
+    check_weights_fit(forms['mmpretrain'].state_dict, released_tensors('classifier', arch), arch)
 
 
 @pytest.mark.parametrize('target', ['timm', 'mmpretrain'])
@@ -80,8 +93,8 @@ def test_what_has_no_head_becomes_no_classifier(m0, target):
 
 @given(
     st.sampled_from(['segmentor', 'classifier', 'backbone']),
-    st.sampled_from(TARGETS),
-    st.sampled_from(TARGETS),
+    st.sampled_from(list(TARGETS)),
+    st.sampled_from(list(TARGETS)),
     st.sampled_from(['stem.0.conv.weight', 'stem.2.norm.bias', 'stages.0.x', 'head.head.norm.bias', 'neck.y']),
 )
 def test_rename_depends_on_the_target_alone(kind, first, second, name):
@@ -186,7 +199,7 @@ def test_unknown_arch_is_none(m0):
 
 def test_backbone_of_a_segmentor(m0):
     backbone = select_backbone(convert_state_dict(m0))
-    check_weights_fit(backbone.state_dict, build_on_meta(released_model_cfg('m0')).backbone.state_dict(), 'm0')
+    check_weights_fit(backbone.state_dict, released_tensors('backbone', 'm0'), 'm0')
     assert set(backbone.left_out) == {key for key in m0 if not key.startswith('backbone.')}
 
 
@@ -217,3 +230,11 @@ def test_ten_disagreements_and_a_count(m0):
         check_weights_fit({}, m0, 'm0')
     lines = str(error.value).splitlines()
     assert f'{len(m0)} disagreement' in lines[0] and len(lines) == 12 and lines[-1].endswith(f'and {len(m0) - 10} more')
+
+
+def test_another_variant_is_said_first(m0):
+    m4 = {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in skeleton_state('m4').items()}
+    with pytest.raises(ConversionError, match=r'^The file is m4, the network m3\.\nThe weights do not fit it; \d+ dis'):
+        check_weights_fit(m4, skeleton_state('m3'), 'it')
+    with pytest.raises(ConversionError, match=r'^The weights do not fit'):
+        check_weights_fit({**m0, KEY: m0[KEY][:5]}, skeleton_state('m0'), 'it')

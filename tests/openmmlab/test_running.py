@@ -25,11 +25,11 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
 from PIL import Image
 
+from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
 from projects.recnext.recnext.checkpoints.keys import ConversionError
 from projects.recnext.recnext.openmmlab import train as train_api
 from projects.recnext.recnext.openmmlab.config import load_config
-from projects.recnext.recnext.openmmlab.convert import convert_file
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.openmmlab.train import describe_batch, scale_learning_rate
 from projects.recnext.recnext.openmmlab.train import train as run_train

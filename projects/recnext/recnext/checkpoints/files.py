@@ -15,12 +15,9 @@ from ..utils.errors import UserError, first_line, printable
 from ..utils.files import atomic_write
 
 NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
-LARGEST_HEADER = 1 << 22
-"""Of a safetensors file in bytes. That of the largest released segmentor has 200 000."""
 
 LISTED, LONGEST_NAME = 5, 120
 """How much of what a file says stands in an error."""
-
 
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 HISTORY_STATISTICS = ('current', 'max', 'mean', 'min')
@@ -56,15 +53,31 @@ def read_checkpoint(
     """
     path, device = Path(path), map_location or 'cpu'
     start = _first_bytes(path)
-    # safetensors before pickles: they begin with a length, in which any byte may be a pickle's first.
-    if start[8:9] == b'{' and not start.startswith(b'PK\x03\x04'):
-        checkpoint = _read_safetensors(path, device, int.from_bytes(start[:8], 'little'))
-    elif start.startswith((b'PK\x03\x04', b'\x80')):
-        checkpoint = _read_torch(path, device, history)
-    else:
+    try:
+        # safetensors before pickles: they begin with a length, in which any byte may be a pickle's first.
+        if start[8:9] == b'{' and not start.startswith(b'PK\x03\x04'):
+            from safetensors.torch import load_file
+
+            return load_file(path, device=str(device))
+        if not start.startswith((b'PK\x03\x04', b'\x80')):
+            raise CheckpointError(
+                f'{path} is not a checkpoint: expected a PyTorch or safetensors file, found one that begins with '
+                f'{start!r}.'
+            )
+        with torch.serialization.safe_globals(logged_scalars(history)):
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (CheckpointError, torch.OutOfMemoryError):
+        raise
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f'{path} is not a checkpoint: expected a PyTorch or safetensors file, found one that begins with {start!r}.'
-        )
+            f'{path} is refused: it wants to run {_refused_name(path, error)} when it is read, and a checkpoint should '
+            'hold only tensors and plain data. Nothing in it was run. Ask its author for the bare state dict.'
+        ) from None
+    except Exception as error:  # a damaged file can fail in any way
+        reason = printable(first_line(error) or type(error).__name__, LONGEST_NAME)
+        raise CheckpointError(
+            f'{path} is truncated or damaged. Download or copy it again. (Reader: {reason})'
+        ) from None
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} is not a checkpoint: expected a dict, found {type(checkpoint).__name__}.')
     return checkpoint
@@ -87,21 +100,6 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-def _read_torch(path: Path, device: str | torch.device, history: type) -> object:
-    try:
-        with torch.serialization.safe_globals(logged_scalars(history)):
-            return torch.load(path, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f'{path} is refused: it wants to run {_refused_name(path, error)} when it is read, and a checkpoint should '
-            'hold only tensors and plain data. Nothing in it was run. Ask its author for the bare state dict.'
-        ) from None
-    except Exception as error:  # a damaged file can fail in any way
-        raise _damaged(path, error) from None
-
-
 def _refused_name(path: Path, error: pickle.UnpicklingError) -> str:
     """Return what a refused file wanted to import, as far as torch tells."""
     with contextlib.suppress(Exception):
@@ -122,7 +120,9 @@ def logged_scalars(history: type) -> list:
 
     def statistic(owner: object, name: str) -> Callable | None:
         """Return what mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
-        if owner is not history or name not in HISTORY_STATISTICS:
+        # Whichever of the two classes stands for the name: openmmlab allows mmengine's for the whole process.
+        known = owner is IgnoredHistory or f'{owner.__module__}.{owner.__qualname__}' == HISTORY
+        if not known or name not in HISTORY_STATISTICS:
             raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
         return getattr(owner, name, None)
 
@@ -131,26 +131,6 @@ def logged_scalars(history: type) -> list:
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2 | numpy 1
         arrays += [(multiarray._reconstruct, f'{module}._reconstruct'), (multiarray.scalar, f'{module}.scalar')]
     return [(history, HISTORY), (statistic, 'builtins.getattr'), *arrays, *dtypes]
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = printable(first_line(error) or type(error).__name__, LONGEST_NAME)
-    return CheckpointError(f'{path} is truncated or damaged. Download or copy it again. (Reader: {reason})')
-
-
-def _read_safetensors(path: Path, device: str | torch.device, size_of_header: int) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    if size_of_header > LARGEST_HEADER:
-        raise CheckpointError(
-            f'{path} is refused: found a header of {size_of_header} bytes, expected at most {LARGEST_HEADER}.'
-        )
-    try:
-        return load_file(path, device=str(device))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from None
 
 
 def write_checkpoint(checkpoint: Mapping, path: str | Path) -> None:
@@ -195,13 +175,13 @@ def _check_destination(path: str | Path) -> Path:
 
 
 def numbered_checkpoints(folder: str | Path) -> list[Path]:
-    """The files ``iter_N.pth`` or ``epoch_N.pth`` in a work dir, the highest N first."""
+    """Return the files ``iter_N.pth`` or ``epoch_N.pth`` in a work dir, the highest N first."""
     found = [(int(match[1]), path) for path in Path(folder).glob('*.pth') if (match := NUMBERED.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def find_newest_checkpoint(folder: str | Path) -> str | None:
-    """The numbered checkpoint of a work dir with the highest number; None if there is none."""
+    """Return the numbered checkpoint of a work dir with the highest number; None if there is none."""
     return next(map(str, numbered_checkpoints(folder)), None)
 
 

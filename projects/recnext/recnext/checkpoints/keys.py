@@ -19,7 +19,7 @@ layout                     keys                             where from
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +27,22 @@ from torch import Tensor
 from ..models.recnext import ARCHS, STAGES
 from ..utils.errors import UserError, printable
 
-TARGETS = ('mmseg1', 'mmpretrain', 'timm', 'legacy')
-"""The spellings that :func:`convert_state_dict` can write; ``mmseg1`` has no place for a classification head."""
+BACKBONE, HEAD = 'backbone.', 'head.'
 
-RELEASED_STEM, STEM = 'stem.stem.', 'stem.'
-"""How the stem's keys begin, as released and here. No other module of the backbone is called otherwise."""
+TARGETS = {
+    'mmseg1': ('', 'stem.'),
+    'mmpretrain': (BACKBONE, 'stem.'),
+    'timm': ('', 'stem.'),
+    'legacy': ('', 'stem.stem.'),
+}
+"""The layouts that :func:`convert_state_dict` can write: how the keys of a backbone begin, and those of its stem.
 
-HEAD = 'head.'
-"""How the keys of a classification head begin, in every layout."""
+Every other key is the same in all of them. In a segmentor, the keys of the backbone always begin with ``backbone.``;
+``mmseg1`` has no place for a classification head.
+"""
+
+STEM = re.compile(r'^stem\.(stem\.)?')
+BLOCK = re.compile(r'(?:backbone\.)?stages\.([0-3])\.blocks\.(\d{1,3})\.(.+)')
 
 EMA_BUFFER = re.compile(r'ema_(backbone|neck|decode_head)_')
 """mmcv 1.x's EMAHook keeps its copy of ``backbone.stem...`` as ``ema_backbone_stem...`` among the weights."""
@@ -48,7 +56,6 @@ EMA_KEYS = ('model_ema', 'state_dict_ema')
 SWAPPED_EMA_KEY = 'ema_state_dict'
 """mmengine's EMAHook swaps the two when it saves: the averages stand in ``state_dict``, the raw weights here."""
 
-BACKBONE = 'backbone.'
 DISTRIBUTED = 'module.'
 LISTED = 10
 LONGEST_KEY = 120
@@ -58,47 +65,34 @@ class ConversionError(UserError):
     """The weights are not what was expected; nothing has been loaded or written."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the keys of a state dict are spelled (one of :data:`TARGETS`), and of what they are.
+class Layout(NamedTuple):
+    """How the keys of a state dict are spelled, and of what they are."""
 
-    ``kind`` is ``'segmentor'``, ``'classifier'`` or ``'backbone'``.
-    """
-
-    target: str
-    kind: str
+    target: str  # one of TARGETS
+    kind: str  # 'segmentor', 'classifier' or 'backbone'
 
     def __str__(self) -> str:
         return f'{self.target} {self.kind}'
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """A converted state dict and the account of it.
+class Conversion(NamedTuple):
+    """A converted state dict and the account of it."""
 
-    Attributes:
-        layout: Of the source.
-        arch: Name of the variant; None if no released one looks like this.
-        state_dict: The tensors under their new keys, in the order of the source.
-        mapped: New key -> key in the source.
-        left_out: Key in the source -> why it has no place in the target.
-    """
-
-    layout: Layout
-    arch: str | None
-    state_dict: dict[str, Tensor]
-    mapped: dict[str, str]
-    left_out: dict[str, str]
+    layout: Layout  # of the source
+    arch: str | None  # name of the variant; None if no released one looks like this
+    state_dict: dict[str, Tensor]  # the tensors under their new keys, in the order of the source
+    mapped: dict[str, str]  # new key -> key in the source
+    left_out: dict[str, str]  # key in the source -> why it has no place in the target
 
 
 def find_weights(checkpoint: Mapping, ema: bool = False) -> str | None:
-    """Under which key a checkpoint keeps its (averaged) weights; None if it is a bare state dict."""
+    """Return the key under which a checkpoint keeps its (averaged) weights; None if it is a bare state dict."""
     keys = (*EMA_KEYS, *STATE_DICT_KEYS) if ema else STATE_DICT_KEYS
     return next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
 
 
 def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
-    """The weights in a checkpoint, without its wrapping and without the ``module.`` of a distributed wrapper.
+    """Return the weights in a checkpoint, without its wrapping and the ``module.`` of a distributed wrapper.
 
     Args:
         checkpoint: What a file holds: a state dict, bare or under one of :data:`STATE_DICT_KEYS`.
@@ -124,7 +118,7 @@ def get_state_dict(checkpoint: Mapping, ema: bool = False) -> dict[str, Tensor]:
 
 
 def _has_values(value: object) -> bool:
-    """Whether this is a tensor with a number of its own in memory for each of its elements."""
+    """Return whether this is a tensor with a number of its own in memory for each of its elements."""
     if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
         return False
     beyond = 1  # the elements that the dimensions so far reach over
@@ -153,23 +147,17 @@ def detect_layout(state_dict: Mapping[str, Tensor]) -> Layout:
     Raises:
         ConversionError: no key names the stem of a RecNeXt.
     """
-    with_head = any(key.startswith(HEAD) for key in state_dict)
-    for prefix in (BACKBONE, ''):
-        for stem in (RELEASED_STEM, STEM):
-            if any(re.match(re.escape(prefix + stem) + r'\d', key) for key in state_dict):
-                return _layout(prefix, stem == RELEASED_STEM, with_head)
-    raise ConversionError(
-        'These are not the weights of a RecNeXt: expected keys such as backbone.stem... or stem..., '
-        f'found {_shortened(list(state_dict))}.'
-    )
-
-
-def _layout(prefix: str, released: bool, with_head: bool) -> Layout:
-    if prefix and with_head:
-        return Layout('mmpretrain', 'classifier')
-    if with_head:
-        return Layout('legacy' if released else 'timm', 'classifier')
-    return Layout('legacy' if released else 'mmseg1', 'segmentor' if prefix else 'backbone')
+    stems = (re.match(r'(backbone\.)?stem\.(stem\.)?\d', key) for key in state_dict)
+    stem = next(filter(None, stems), None)
+    if stem is None:
+        raise ConversionError(
+            'These are not the weights of a RecNeXt: expected keys such as backbone.stem... or stem..., '
+            f'found {_shortened(list(state_dict))}.'
+        )
+    prefixed, released = map(bool, stem.groups())
+    if any(key.startswith(HEAD) for key in state_dict):
+        return Layout('mmpretrain' if prefixed else 'legacy' if released else 'timm', 'classifier')
+    return Layout('legacy' if released else 'mmseg1', 'segmentor' if prefixed else 'backbone')
 
 
 def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
@@ -179,8 +167,7 @@ def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
         A name in :data:`ARCHS`, or None if no released variant looks like this.
     """
     depths, widths, token_mixers = [0] * STAGES, [Counter() for _ in range(STAGES)], Counter()
-    for key, tensor in state_dict.items():
-        match = re.fullmatch(r'(?:backbone\.)?stages\.([0-3])\.blocks\.(\d{1,3})\.(.+)', key)
+    for match, tensor in ((BLOCK.fullmatch(key), tensor) for key, tensor in state_dict.items()):
         if not match:
             continue
         stage, block, name = int(match[1]), int(match[2]), match[3]
@@ -189,16 +176,19 @@ def detect_arch(state_dict: Mapping[str, Tensor]) -> str | None:
             widths[stage][tensor.shape[0]] += 1
         if name.startswith('token_mixer.'):
             token_mixers['attn' if '.norm.' in name or '.conv.' in name else 'conv'] += 1
-    channels = tuple(counter.most_common(1)[0][0] if counter else 0 for counter in widths)
-    token_mixer = token_mixers.most_common(1)[0][0] if token_mixers else 'none'
+    channels, mixers = tuple(map(_most_common, widths)), _most_common(token_mixers)
     for name, arch in ARCHS.items():
-        if (arch['channels'], arch['depths'], arch['token_mixer']) == (channels, tuple(depths), token_mixer):
+        if (arch['channels'], arch['depths'], arch['token_mixer']) == (channels, tuple(depths), mixers):
             return name
     return None
 
 
+def _most_common(counter: Counter) -> object:
+    return counter.most_common(1)[0][0] if counter else None
+
+
 def rename(key: str, target: str, kind: str) -> str:
-    """The name of a tensor in another layout; unchanged if it is there already.
+    """Return the name of a tensor in another layout; unchanged if it is there already.
 
     Args:
         key: In any layout.
@@ -208,11 +198,8 @@ def rename(key: str, target: str, kind: str) -> str:
     name = key.removeprefix(BACKBONE)
     if name == key and (kind == 'segmentor' or key.startswith(HEAD)):
         return key  # of a neck or a head
-    # The released spelling first: the other is the beginning of it.
-    stem = next((stem for stem in (RELEASED_STEM, STEM) if name.startswith(stem)), None)
-    if stem:
-        name = (RELEASED_STEM if target == 'legacy' else STEM) + name.removeprefix(stem)
-    return (BACKBONE if kind == 'segmentor' or target == 'mmpretrain' else '') + name
+    prefix, stem = TARGETS[target]
+    return (BACKBONE if kind == 'segmentor' else prefix) + STEM.sub(stem, name)
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], target: str = 'mmseg1') -> Conversion:
@@ -224,7 +211,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], target: str = 'mmseg1')
         ConversionError: not a RecNeXt, two tensors that claim the same new name, or no classification head where
             ``target`` has one.
     """
-    layout, arch = detect_layout(state_dict), detect_arch(state_dict)
+    layout = detect_layout(state_dict)
     if target in ('mmpretrain', 'timm') and layout.kind != 'classifier':
         raise ConversionError(
             f'{target} form is for classifiers, and these are the weights of a {layout.kind}, without a '
@@ -232,46 +219,37 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], target: str = 'mmseg1')
         )
     mapped, left_out = {}, {}
     for key in state_dict:
-        reason = _reason_to_leave_out(key, target, layout)
-        if reason:
-            left_out[key] = reason
-            continue
         new = rename(key, target, layout.kind)
-        if new in mapped:
+        if target == 'mmseg1' and layout.kind == 'classifier' and key.startswith(HEAD):
+            left_out[key] = 'ImageNet classification head'
+        elif EMA_BUFFER.match(key):
+            left_out[key] = "averaged copy kept by mmcv's EMAHook"
+        elif new in mapped:
             clash = ' and '.join(printable(name, LONGEST_KEY) for name in (mapped[new], key))
             raise ConversionError(f'Two tensors would both become {printable(new, LONGEST_KEY)}: {clash}.')
-        mapped[new] = key
+        else:
+            mapped[new] = key
     tensors = {new: state_dict[key] for new, key in mapped.items()}
-    return Conversion(layout, arch, tensors, mapped, left_out)
-
-
-def _reason_to_leave_out(key: str, target: str, layout: Layout) -> str | None:
-    if target == 'mmseg1' and layout.kind == 'classifier' and key.startswith(HEAD):
-        return 'ImageNet classification head'
-    if EMA_BUFFER.match(key):
-        return "averaged copy kept by mmcv's EMAHook"
-    return None
+    return Conversion(layout, detect_arch(state_dict), tensors, mapped, left_out)
 
 
 def select_backbone(conversion: Conversion) -> Conversion:
-    """Of a segmentor, the backbone alone, under the backbone's own names; a backbone as it is."""
+    """Return, of a segmentor, the backbone alone, under the backbone's own names; a backbone as it is."""
     if conversion.layout.kind != 'segmentor':
         return conversion
-    inside = {new: key for new, key in conversion.mapped.items() if new.startswith(BACKBONE)}
-    outside = {key: 'neck or head' for new, key in conversion.mapped.items() if new not in inside}
-    return Conversion(
-        conversion.layout,
-        conversion.arch,
-        {new.removeprefix(BACKBONE): conversion.state_dict[new] for new in inside},
-        {new.removeprefix(BACKBONE): key for new, key in inside.items()},
-        {**outside, **conversion.left_out},
+    mapped = {new.removeprefix(BACKBONE): key for new, key in conversion.mapped.items() if new.startswith(BACKBONE)}
+    others = {key: 'neck or head' for new, key in conversion.mapped.items() if not new.startswith(BACKBONE)}
+    return conversion._replace(
+        state_dict={new: conversion.state_dict[BACKBONE + new] for new in mapped},
+        mapped=mapped,
+        left_out={**others, **conversion.left_out},
     )
 
 
 def of_other_classes(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], class_tensors: re.Pattern
 ) -> list[str]:
-    """The tensors that differ from the expected ones in the number of classes, and in nothing else.
+    """Return the names of the tensors that differ from the expected ones in the number of classes, and in nothing else.
 
     Args:
         state_dict: What was found.
@@ -295,7 +273,8 @@ def check_weights_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, T
         what: Of what, for the message.
 
     Raises:
-        ConversionError: listing the first ten disagreements and their number.
+        ConversionError: that the two are of different variants, if they are; then the first ten disagreements and
+            their number.
     """
     wrong = [f'missing: {key}' for key in expected if key not in state_dict]
     wrong += [f'unexpected: {printable(key, LONGEST_KEY)}' for key in state_dict if key not in expected]
@@ -308,9 +287,11 @@ def check_weights_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, T
         elif not found.isfinite().all():
             wrong.append(f'numbers of {key}: found NaN or infinity')
     if wrong:
+        arch, own = detect_arch(state_dict), detect_arch(expected)
+        variants = f'The file is {arch}, the network {own}.\n' if arch and own and arch != own else ''
         more = f'\n  ... and {len(wrong) - LISTED} more' if len(wrong) > LISTED else ''
         listed = ''.join(f'\n  {line}' for line in sorted(wrong)[:LISTED])
-        raise ConversionError(f'The weights do not fit {what}; {len(wrong)} disagreement(s):{listed}{more}')
+        raise ConversionError(f'{variants}The weights do not fit {what}; {len(wrong)} disagreement(s):{listed}{more}')
 
 
 def _shortened(keys: list, most: int = 5) -> str:

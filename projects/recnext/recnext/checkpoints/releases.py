@@ -2,7 +2,10 @@
 
 import difflib
 import json
+import os
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ..utils.errors import UserError
 from ..utils.paths import CHECKPOINTS, CONFIGS, RELEASED, command, find_path
@@ -11,7 +14,7 @@ from .files import CheckpointError
 
 
 def read_releases() -> list[dict]:
-    """One dict a file.
+    """Return one dict per released file.
 
     ``name``, ``task``, ``arch``, ``url``, ``metrics``; of segmentors also ``config``, ``backbone_latency_ms`` and
     ``parameters_million``; ``hub`` where the Hugging Face hub has the same weights.
@@ -20,24 +23,29 @@ def read_releases() -> list[dict]:
 
 
 def read_sources() -> dict[str, str]:
-    """Where each kind of figure in the list is from."""
+    """Return the source of each kind of figure in the list."""
     return json.loads(RELEASED.read_text())['sources']
 
 
+def list_models() -> list[str]:
+    """Return the names of the released segmentors, such as ``recnext_m3_ade20k``."""
+    return [release['name'] for release in read_releases() if release['task'] == 'segmentation']
+
+
 def find_release(path: str) -> dict | None:
-    """The release whose file is called as ``path`` is, if there is one."""
+    """Return the release whose file is called as ``path`` is, if there is one."""
     name = PurePosixPath(path).name
     return next((release for release in read_releases() if PurePosixPath(release['url']).name == name), None)
 
 
 def find_released_config(name: str) -> Path | None:
-    """The config of the released segmentor of this name, such as ``recnext_m3_ade20k``, if there is one."""
+    """Return the config of the released segmentor of this name, such as ``recnext_m3_ade20k``, if there is one."""
     configs = (release['config'] for release in read_releases() if release['name'] == name and 'config' in release)
     return next((CONFIGS / config for config in configs), None)
 
 
 def get_release(name: str) -> dict:
-    """The release of that name.
+    """Return the release of that name.
 
     Raises:
         UserError: there is none, with the names that come close.
@@ -51,14 +59,20 @@ def get_release(name: str) -> dict:
 
 
 def resolve_checkpoint(checkpoint: str) -> Path:
-    """A checkpoint that a user names: an address, or a path from the working directory or else from the project.
+    """Return the file of a checkpoint that a user names.
+
+    Args:
+        checkpoint: An address, which is fetched; or a path, from ``~``, the working directory or else the project.
 
     Raises:
         UserError: it is not there, with the command that fetches it if it is a released one; or it cannot be had.
     """
-    if '://' in checkpoint:
+    if checkpoint.startswith('file://'):
+        path = find_path(url2pathname(urlsplit(checkpoint).path))
+    elif '://' in checkpoint:
         return fetch_checkpoint(checkpoint)
-    path = find_path(checkpoint)
+    else:
+        path = find_path(os.path.expanduser(checkpoint))
     if path is None:
         raise CheckpointError(f'No such checkpoint: {checkpoint}{_how_to_get(checkpoint)}')
     return path

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..openmmlab.convert import convert_file
+    from ..checkpoints.convert import convert_file
 
-    print(convert_file(**vars(args)))
+    expected = None
+    if args.config:
+        from ..openmmlab.builder import build_on_meta
+        from ..openmmlab.config import load_config
+
+        expected = build_on_meta(load_config(args.config).model).state_dict()
+    print(convert_file(**vars(args), expected=expected))

@@ -4,7 +4,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = 'checkpoints/README.md lists the names. A transfer that was cut off is continued.'
+    parser.epilog = 'checkpoints/README.md lists the names. A transfer that was cut begins again.'
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument('names', nargs='*', default=[], metavar='NAME', help='such as recnext_m3_ade20k')
     which.add_argument('--all', action='store_true', dest='every', help='all of them')
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..predict.download import download_checkpoints
+    from ..checkpoints.download import download_checkpoints
 
     for line in download_checkpoints(**vars(args)):
         print(line, flush=True)

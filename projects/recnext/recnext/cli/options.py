@@ -4,13 +4,12 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 try:
     from shtab import FILE
 except ModuleNotFoundError:  # nothing is completed then
     FILE = None
-
-from ..checkpoints.hub import SCHEME
 
 WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""
@@ -70,17 +69,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def names_weights(argument: str) -> bool:
-    """Whether an argument can only mean a checkpoint."""
-    return PurePosixPath(argument).suffix in WEIGHTS
+    """Return whether an argument can only mean a checkpoint: a path, or an address with or without a query."""
+    path = urlsplit(argument).path if '://' in argument else argument
+    return PurePosixPath(path).suffix in WEIGHTS
 
 
 def with_weights(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
+    from ..checkpoints.hub import SCHEME
+
     own = args.checkpoint is None
     if own or args.config.startswith(SCHEME):
+        from ..checkpoints.download import find_released_weights
         from ..checkpoints.folder import pull_segmentor, read_folder
         from ..checkpoints.hub import parse_repository
-        from ..predict.download import find_released_weights
         from ..utils.devices import AUTO, find_device
 
         find_device(getattr(args, 'device', AUTO))  # before anything is fetched

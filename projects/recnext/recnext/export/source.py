@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ..checkpoints.digests import find_recorded_release, sha256_of_weights
+from ..checkpoints.download import find_recorded_release, sha256_of_weights
 from ..checkpoints.releases import find_release
 from ..openmmlab.config import name_of, named_classes
 from ..openmmlab.loading import load_segmentor

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
+from ..checkpoints.convert import convert_meta
 from ..checkpoints.folder import Description
 from ..checkpoints.releases import resolve_checkpoint
 from ..utils.errors import UserError
@@ -20,7 +21,6 @@ from ..utils.files import sha256_of
 from .builder import build_without_weights
 from .checks import check_checkpoint
 from .config import load_segmentor_config, named_classes, test_set
-from .convert import convert_meta
 from .describe import describe
 from .segmentor import FastEncoderDecoder
 

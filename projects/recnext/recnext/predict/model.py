@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints.convert import convert_meta
+from ..checkpoints.download import find_released_weights
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.folder import Description, pull_segmentor, read_description, read_folder, write_folder
 from ..checkpoints.hub import DESCRIPTION, SCHEME, parse_repository
@@ -292,8 +294,6 @@ def load_core(name: str, checkpoint: str | Path | None, cfg_options: dict | None
         description, weights = read_folder(place) if own else (read_description(place / DESCRIPTION), None)
         description = description if own else dataclasses.replace(description, provenance={}, metrics={})
     if checkpoint is None and weights is None:
-        from .download import find_released_weights
-
         weights = find_released_weights(name)
     return _build(name, description, Path(weights) if checkpoint is None else resolve_checkpoint(str(checkpoint)))
 
@@ -333,8 +333,6 @@ def _build(name: str, description: Description, file: Path) -> Model:
 
 def read_classes(content: dict, number: int) -> tuple[Sequence[str], Sequence[Sequence[int]]] | None:
     """Return names and RGB colours of the classes as a checkpoint says them; None unless it has ``number`` of both."""
-    from ..openmmlab.convert import convert_meta
-
     meta = convert_meta(content.get('meta'), 'mmseg1').get('dataset_meta', {})
     classes, palette = meta.get('classes', ()), meta.get('palette')
     return (classes, palette) if palette is not None and len(classes) == len(palette) == number else None

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.digests import find_recorded_release, sha256_of_weights
+from ..checkpoints.download import find_recorded_release, sha256_of_weights
 from ..checkpoints.folder import read_description
 from ..checkpoints.hub import DESCRIPTION, parse_repository, push_folder
 from ..utils.errors import UserError

@@ -1,15 +1,19 @@
-"""Checkpoint files from one layout to another; the conversion itself is ``state_dict.convert_state_dict``."""
+"""Checkpoint files from one layout to another; the conversion itself is :func:`.keys.convert_state_dict`."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from mmseg.datasets import ADE20KDataset
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..checkpoints.files import read_checkpoint, write_checkpoint, write_safetensors
-from ..checkpoints.keys import (
+from ..models.recnext import ARCHS, RecNeXt
+from ..utils.errors import UserError, printable
+from ..utils.files import sha256_of
+from ..utils.paths import CONFIGS, command
+from .files import read_checkpoint, write_checkpoint, write_safetensors
+from .keys import (
     BACKBONE,
     EMA_KEYS,
     LONGEST_KEY,
@@ -23,11 +27,6 @@ from ..checkpoints.keys import (
     get_state_dict,
     rename,
 )
-from ..utils.errors import UserError, printable
-from ..utils.files import sha256_of
-from ..utils.paths import CONFIGS, command
-from .builder import build_on_meta, released_classifier, released_model_cfg
-from .config import load_config
 
 NOT_WEIGHTS = {
     'optimizer': 'optimizer state',
@@ -42,9 +41,8 @@ CLASSIFIERS = ('decode_head.conv_seg.weight', 'head.head.linear.weight')
 """The tensors with one row a class, of a segmentor and of a classifier."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What one conversion did: see :func:`convert_file`."""
+class Report(NamedTuple):
+    """Account of one conversion: see :func:`convert_file`."""
 
     source: Path
     sha256: str
@@ -92,30 +90,40 @@ def _shown(key: str) -> str:
 
 
 def convert_file(
-    source: str | Path, destination: str | Path, config: str | None = None, target: str = 'mmseg1', ema: bool = False
+    source: str | Path,
+    destination: str | Path,
+    target: str = 'mmseg1',
+    ema: bool = False,
+    expected: Mapping[str, Tensor] | None = None,
+    config: str | None = None,
+    sha256: str | None = None,
 ) -> Report:
     """Read a checkpoint of any known layout and write it in another. Same input, same bytes.
 
     Args:
         source: A released segmentor or ImageNet file, one of this project, or safetensors.
         destination: Where to write; safetensors if it is called so, a PyTorch file otherwise.
-        config: A config whose network the weights must fit; found from the weights if None.
-        target: One of :data:`state_dict.TARGETS`.
+        target: One of :data:`.keys.TARGETS`.
         ema: Take the averaged weights.
+        expected: The state dict that the weights must fit, on any device, under the names of mmseg 1.x or mmpretrain;
+            that of the released network, found from the weights, if None.
+        config: The config that ``expected`` is of, for messages.
+        sha256: Of ``source``, if it is known already.
 
     Raises:
         UserError: anything that does not fit or cannot be read or written; then nothing is written.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = (Path(os.path.expanduser(path)) for path in (source, destination))
     checkpoint = read_checkpoint(source)
     if os.path.exists(destination) and os.path.samefile(source, destination):
         raise UserError(f'{destination} is the source itself. Choose another destination.')
     try:
         conversion = convert_state_dict(get_state_dict(checkpoint, ema), target)
-        check_weights_fit(conversion.state_dict, _expected(conversion, config, target), _described(conversion, config))
+        what = config or f'the released {conversion.arch}'
+        check_weights_fit(conversion.state_dict, _renamed(expected, conversion, target), what)
     except ConversionError as error:
         raise ConversionError(f'{source}: {error}') from None
-    digest = sha256_of(source)
+    digest = sha256 or sha256_of(source)
     segmentor = conversion.layout.kind == 'segmentor'
     meta = convert_meta(checkpoint.get('meta'), target, *(_classes_of(conversion) if segmentor else ()))
     meta['source'] = dict(file=source.name, sha256=digest, layout=str(conversion.layout), arch=conversion.arch, ema=ema)
@@ -130,6 +138,27 @@ def convert_file(
     return Report(
         source, digest, destination, target, conversion, left_out, config or _usual_config(conversion, target)
     )
+
+
+def released_tensors(kind: str, arch: str, num_classes: int | None = None) -> dict[str, Tensor]:
+    """Return the state dict of a released network on the ``meta`` device, without memory.
+
+    Args:
+        kind: ``'segmentor'``, ``'classifier'`` (under the names of mmpretrain) or ``'backbone'``.
+        arch: Name of the variant.
+        num_classes: Of the head; None means 150 or 1 000, as released.
+    """
+    with torch.device('meta'):
+        if kind == 'segmentor':
+            from ..models.semantic_fpn import RecNeXtSegmentor
+
+            return RecNeXtSegmentor(arch, num_classes or 150).state_dict()
+        if kind == 'backbone':
+            return RecNeXt(arch).state_dict()
+        from ..models.classifier import TwoBranchHead
+
+        head = TwoBranchHead(ARCHS[arch]['channels'][-1], num_classes or 1000)
+        return nn.ModuleDict(dict(backbone=RecNeXt(arch), head=head)).state_dict()
 
 
 def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, str]:
@@ -151,9 +180,11 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
     classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
     kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        if num_classes != len(ADE20KDataset.METAINFO['classes']):
+        from ..models.ade20k import ade20k_classes
+
+        classes, palette = ade20k_classes()
+        if num_classes != len(classes):
             return kept
-        classes, palette = ADE20KDataset.METAINFO['classes'], ADE20KDataset.METAINFO['palette']
     if not _is_palette(palette):
         palette = None
     if target == 'legacy':
@@ -169,23 +200,18 @@ def _is_palette(palette: object) -> bool:
     )
 
 
-def _expected(conversion: Conversion, config: str | None, target: str) -> dict[str, Tensor]:
-    """The tensors that there should be, without memory: of the config's network, or of the released one."""
-    kind, arch, classes = conversion.layout.kind, conversion.arch, _classes_of(conversion)
-    if config is not None:
-        network = build_on_meta(load_config(config).model)
-    elif arch is None:
-        raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
-    elif kind == 'segmentor':
-        network = build_on_meta(released_model_cfg(arch, *classes))
-    else:
-        network = released_classifier(arch, *classes)
+def _renamed(expected: Mapping[str, Tensor] | None, conversion: Conversion, target: str) -> dict[str, Tensor]:
+    """Return the tensors that there should be, under the names of the target."""
+    kind = conversion.layout.kind
+    if expected is None:
+        if conversion.arch is None:
+            raise ConversionError('No released RecNeXt has these channels and depths. Name its config with --config.')
+        expected = released_tensors(kind, conversion.arch, *_classes_of(conversion))
     # What was converted is a backbone where there was no head, and where the head was left out.
-    whole = kind == 'segmentor' or (kind == 'classifier' and target != 'mmseg1')
-    tensors = network.state_dict()
-    if not whole:
-        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(BACKBONE)}
-    return {rename(key, target, kind): tensor for key, tensor in tensors.items()}
+    if kind == 'backbone' or (kind == 'classifier' and target == 'mmseg1'):
+        of_backbone = {key: tensor for key, tensor in expected.items() if key.startswith(BACKBONE)}
+        expected = of_backbone or expected
+    return {rename(key, target, kind): tensor for key, tensor in expected.items()}
 
 
 def _classes_of(conversion: Conversion) -> list[int]:
@@ -197,11 +223,6 @@ def _classes_of(conversion: Conversion) -> list[int]:
                 raise ConversionError(f'{key} has no classes.')
             return [classifier.shape[0]]
     return []
-
-
-def _described(conversion: Conversion, config: str | None) -> str:
-    found = f'the file holds arch {conversion.arch or "unknown"}'
-    return f'{config}; {found}' if config else f'the released {conversion.arch}; {found}'
 
 
 def _usual_config(conversion: Conversion, target: str) -> str | None:
