@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.convert import convert_meta
-from ..checkpoints.download import find_released_weights
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.folder import Description, pull_segmentor, read_description, read_folder, write_folder
 from ..checkpoints.hub import DESCRIPTION, SCHEME, parse_repository
@@ -294,6 +293,8 @@ def load_core(name: str, checkpoint: str | Path | None, cfg_options: dict | None
         description, weights = read_folder(place) if own else (read_description(place / DESCRIPTION), None)
         description = description if own else dataclasses.replace(description, provenance={}, metrics={})
     if checkpoint is None and weights is None:
+        from ..checkpoints.download import find_released_weights
+
         weights = find_released_weights(name)
     return _build(name, description, Path(weights) if checkpoint is None else resolve_checkpoint(str(checkpoint)))
 

@@ -26,7 +26,6 @@ from ..utils.parallel import completed
 from .inputs import Input, Inputs
 from .model import Model
 from .prediction import Prediction, list_areas
-from .video import predict_video
 
 STAGING = '.partial'
 
@@ -69,6 +68,8 @@ class Outputs:
 
     def save_video(self, item: Input, model: Model, on_frame: Callable[[], None]) -> None:
         """Predict a video, and write what comes of it: see :func:`.video.predict_video`."""
+        from .video import predict_video
+
         with self._writing('overlays', item, '.mp4') if self.overlay else contextlib.nullcontext() as temporary:
             report = predict_video(model, item.path, temporary, on_frame)
         self._finish(item, report)

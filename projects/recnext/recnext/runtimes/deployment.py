@@ -12,7 +12,6 @@ from ..models.deployable import FUSE, Deployable
 from ..models.recnext import pair_downsampling
 from ..utils.devices import SLOW_IN_16_BITS, lacks_half_precision
 from ..utils.errors import UserError
-from .calibration import calibrate, images_in
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +71,8 @@ class Deployment:
         if self.precision != 'int8' and (self.calibrate is not None or self.keep_float):
             raise UserError(f'--calibrate and --keep-float are for --precision int8; found {self.precision}.')
         if self.calibrate is not None:
+            from .calibration import images_in
+
             images_in(Path(self.calibrate))
 
     @property
@@ -127,6 +128,8 @@ def deploy(model: Deployable, deployment: Deployment = DEFAULT) -> None:
 
         calibration = None
         if deployment.precision == 'int8':
+            from .calibration import calibrate
+
             calibration = calibrate(model, deployment.calibrate, deployment.keep_float or ())
         model.forward_logits = ConvertedNetwork(Logits(model), deployment.engine, deployment.precision, calibration)
 
