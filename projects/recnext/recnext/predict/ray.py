@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -114,8 +114,8 @@ class RayInputs:
             if len(images) != 1 or not keys:
                 expected = f'one of bytes, the images, and one that names them: {", ".join(KEY_COLUMNS)}'
                 raise UserError(f'{paths[0]} has the columns {", ".join(schema.names)}. Expected {expected}.')
-            options |= dict(columns=[*images, keys[0]], partitioning=None, file_extensions=None)
-            return ray.data.read_parquet(paths, **options)
+            rows = ray.data.read_parquet(paths, partitioning=None, file_extensions=None, **options)
+            return rows.select_columns(['path', *images, keys[0]])
         return ray.data.read_binary_files(paths, **options)
 
 
@@ -257,47 +257,32 @@ def predict_on_ray(inputs: Sequence[str | Path], out_dir: str | Path, options: R
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f'--ray needs packages that are not installed ({", ".join(missing)}): pip install "ray[data]"')
-    found = find_ray_inputs(inputs, out_dir)
-    if options.write == 'files' and SCHEME in str(out_dir):
-        raise UserError(f'{out_dir}: files are written to a folder. To an address, --write parquet or webdataset.')
-    store, folder = _file_system(out_dir)
-    if options.write != 'files' and store.exists(f'{folder}/shards'):
-        raise UserError(f'{out_dir} has shards, which are not added to. Choose another folder: --out-dir.')
     outputs = Outputs(out_dir, options.overlay) if options.write == 'files' else None
+    if outputs and SCHEME in str(out_dir):
+        raise UserError(f'{out_dir}: files are written to a folder. To an address, --write parquet or webdataset.')
+    if not outputs:
+        store, folder = _file_system(out_dir)
+        if store.exists(f'{folder}/shards'):
+            raise UserError(f'{out_dir} has shards, which are not added to. Choose another folder: --out-dir.')
+    inputs = find_ray_inputs(inputs, out_dir)
     with _joined(options.address) as (cpus, gpus):
         import ray
 
         actors, reserved = options.share_out(cpus, gpus)
-        reading = dict(num_cpus=0, concurrency=max(int(cpus), actors, 2))
-        provenance = dict(overlay=options.overlay, root=found.scheme + str(found.found.root))
+        provenance = dict(overlay=options.overlay, root=inputs.scheme + str(inputs.found.root))
         classes, provenance = ray.get(ray.remote(_prepare).options(**reserved).remote(options, outputs, provenance))
-        items = (item for _, item in outputs.not_finished(found.found)) if outputs and not found.kind else found.found
-        left, unreadable = _split(items, found.scheme)
-        print(f'Ray: up to {actors} actors. {len(left)} of {len(found.found)} inputs to read.', flush=True)
-        keeping = frozenset(item.name for item in left if item.key == item.name)
-        predicted = (found.read(left, reading) if left else ray.data.from_items([])).map_batches(
-            _Actor,
-            fn_constructor_args=(options, outputs, found.scheme, str(found.found.root), keeping),
-            batch_size=max(IMAGES_PER_CALL, options.batch_size),
-            batch_format='pyarrow',
-            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors),
-            **reserved,
-        )
+        left, failed = _split(inputs, outputs)
+        print(f'Ray: up to {actors} actors. {len(left)} of {len(inputs.found)} inputs to read.', flush=True)
+        predicted = _predict(inputs, left, options, outputs, actors, reserved) if left else None
         if outputs:
             seen = [Input(Path(), row['name'], row['key']) for row in _rows(predicted)]
-            for item, reason in unreadable.items():
+            for item, reason in failed.items():
                 outputs.fail(item, reason)
-            summary = outputs.summarise([*seen, *unreadable] if found.kind else found.found, classes, THREADS)
+            summary = outputs.summarise([*seen, *failed] if inputs.kind else inputs.found, classes, THREADS)
         else:
-            shards = f'{folder}/shards'
-            writing = dict(filesystem=store, min_rows_per_file=ROWS_PER_SHARD, ray_remote_args=dict(num_cpus=0))
-            if options.write == 'parquet':
-                predicted.write_parquet(shards, **writing)
-            else:
-                predicted.write_webdataset(shards, encoder=None, **writing)
-            summary = _add_up_shards(shards, options, store, classes)
-            summary['inputs'] += len(unreadable)
-            summary['failed'] |= {item.name: reason for item, reason in unreadable.items()}
+            summary = _write_shards(predicted, options, store, f'{folder}/shards', classes)
+            summary['inputs'] += len(failed)
+            summary['failed'] |= {item.name: reason for item, reason in failed.items()}
             store.pipe_file(f'{folder}/summary.json', json.dumps(dict(summary, run=provenance), indent=1).encode())
     show_summary(summary, out_dir, options.overlay)
     return summary
@@ -312,11 +297,12 @@ def _prepare(options: RayOptions, outputs: Outputs | None, more: dict) -> tuple[
     return model.classes, provenance
 
 
-def _split(items: Iterable[Input], scheme: str) -> tuple[list[Input], dict[Input, str]]:
-    """Return the items to read, and why others cannot be: where Ray cannot open a file it gives up."""
+def _split(inputs: RayInputs, outputs: Outputs | None) -> tuple[list[Input], dict[Input, str]]:
+    """Return what is left to read, and why other inputs cannot be: Ray gives up where it cannot open a file."""
     left, failed = [], {}
-    for item in items:
-        if scheme or os.access(item.path, os.R_OK):
+    skip = outputs and not inputs.kind  # what is in shards, nobody knows before they are read
+    for item in (item for _, item in outputs.not_finished(inputs.found)) if skip else inputs.found:
+        if inputs.scheme or os.access(item.path, os.R_OK):
             left.append(item)
             continue
         try:
@@ -326,14 +312,37 @@ def _split(items: Iterable[Input], scheme: str) -> tuple[list[Input], dict[Input
     return left, failed
 
 
-def _add_up_shards(shards: str, options: RayOptions, store: 'AbstractFileSystem', classes: Sequence[str]) -> dict:
-    """Add up what is in shards; see :func:`.outputs.add_up`."""
+def _predict(
+    inputs: RayInputs, left: list[Input], options: RayOptions, outputs: Outputs | None, actors: int, reserved: dict
+) -> 'Dataset':
+    import ray
+
+    readers = min(max(int(ray.cluster_resources()['CPU']), actors, 2), len(left))
+    whole_names = frozenset(item.name for item in left if item.key == item.name)
+    return inputs.read(left, dict(num_cpus=0, concurrency=readers)).map_batches(
+        _Actor,
+        fn_constructor_args=(options, outputs, inputs.scheme, str(inputs.found.root), whole_names),
+        batch_size=max(IMAGES_PER_CALL, options.batch_size),
+        batch_format='pyarrow',
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors),
+        **reserved,
+    )
+
+
+def _write_shards(
+    predicted: 'Dataset | None', options: RayOptions, store: 'AbstractFileSystem', shards: str, classes: Sequence[str]
+) -> dict:
+    """Write shards, and add up what is in them; see :func:`.outputs.add_up`."""
     import ray
 
     key, _, _, areas, error = COLUMNS[options.write]
-    if options.write == 'parquet':
-        rows = ray.data.read_parquet(shards, columns=[key, areas, error], filesystem=store)
-    else:
+    writing = dict(filesystem=store, min_rows_per_file=ROWS_PER_SHARD, ray_remote_args=dict(num_cpus=0))
+    rows = None
+    if predicted is not None and options.write == 'parquet':
+        predicted.write_parquet(shards, **writing)
+        rows = ray.data.read_parquet(shards, filesystem=store).select_columns([key, areas, error])
+    elif predicted is not None:
+        predicted.write_webdataset(shards, encoder=None, **writing)
         parts = [f'*.{areas}', f'*.{error}']
         rows = ray.data.read_webdataset(shards, decoder=None, fileselect=parts, filesystem=store)
     failed = {}
@@ -350,8 +359,8 @@ def _add_up_shards(shards: str, options: RayOptions, store: 'AbstractFileSystem'
     return dict(summary, inputs=summary['finished'] + len(failed))
 
 
-def _rows(dataset: 'Dataset') -> Iterator[dict]:
-    for table in dataset.iter_batches(batch_size=None, batch_format='pyarrow'):
+def _rows(dataset: 'Dataset | None') -> Iterator[dict]:
+    for table in dataset.iter_batches(batch_size=None, batch_format='pyarrow') if dataset is not None else ():
         yield from table.to_pylist()
 
 
@@ -399,6 +408,4 @@ def _explain(error: BaseException) -> UserError:
         cause = getattr(cause, 'cause', None) or cause.__cause__
     if found is not None:
         return UserError(str(found))
-    return UserError(
-        f'Ray has given up: {first_line(error)}\n  Files that are finished stay; the same command goes on.'
-    )
+    return UserError(f'Ray has given up: {first_line(error)}\n  Finished files stay: the same command goes on.')
