@@ -151,7 +151,7 @@ def _predictions(
         yield from predict_batch()
 
 
-def show_summary(summary: dict, out_dir: str | Path, overlay: bool) -> None:
+def show_summary(summary: dict, out_dir: str | Path, overlay: bool, shards: bool = False) -> None:
     """Print a summary: the largest classes, where the outputs are, and what failed as an error.
 
     Raises:
@@ -167,6 +167,7 @@ def show_summary(summary: dict, out_dir: str | Path, overlay: bool) -> None:
             table.add_row(row['name'], f'{100 * row["share"]:.1f} %', str(row['inputs']))
         Console().print(table)
         where = f'Label maps in {out_dir}/labels' + (f', overlays in {out_dir}/overlays' if overlay else '')
+        where = f'Shards in {out_dir}/shards' if shards else where
         print(f'{len(summary["classes"])} classes in {summary["finished"]} of {summary["inputs"]} inputs. {where}.')
     if failed:
         more = f'\n  and {len(failed) - MAX_LISTED} more, in {out_dir}/summary.json' if len(failed) > MAX_LISTED else ''

@@ -284,7 +284,7 @@ def predict_on_ray(inputs: Sequence[str | Path], out_dir: str | Path, options: R
             summary['inputs'] += len(failed)
             summary['failed'] |= {item.name: reason for item, reason in failed.items()}
             store.pipe_file(f'{folder}/summary.json', json.dumps(dict(summary, run=provenance), indent=1).encode())
-    show_summary(summary, out_dir, options.overlay)
+    show_summary(summary, out_dir, options.overlay, shards=outputs is None)
     return summary
 
 
