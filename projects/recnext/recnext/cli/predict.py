@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import fields
 
 from .options import (
     WrongUse,
@@ -88,19 +89,23 @@ def run(args: argparse.Namespace) -> None:
     if args.checkpoint and not names_weights(args.checkpoint):
         args.inputs.insert(0, args.checkpoint)
         args.checkpoint = None
-    options = with_deployment(args)
-    of_ray = {name: options.pop(name) for name in ('write', 'actors', 'gpu_share')}
+    of_ray = {name: args.__dict__.pop(name) for name in ('write', 'actors', 'gpu_share')}
     of_ray = {name: value for name, value in of_ray.items() if value is not None}
-    address, share = options.pop('ray'), options.pop('share')
+    address, share = args.__dict__.pop('ray'), args.__dict__.pop('share')
     if of_ray and not address:
         raise WrongUse(f'--{next(iter(of_ray)).replace("_", "-")} is for --ray')
     if address and share:
         raise WrongUse('--ray shares the inputs out by itself; --share is for arrays of jobs')
     if address:
-        from ..predict.ray import predict_on_ray
+        from ..predict.ray import RayOptions, predict_on_ray
+        from ..runtimes.deployment import Deployment
 
-        predict_on_ray(**options, **of_ray, address=address)
+        rest = vars(args)
+        deployment = {field.name: rest.pop(field.name) for field in fields(Deployment)}
+        inputs, out_dir = rest.pop('inputs'), rest.pop('out_dir')
+        predict_on_ray(inputs, out_dir, RayOptions(**rest, **of_ray, deployment=deployment, address=address))
         return
+    options = with_deployment(args)
     from ..predict.files import predict_files
     from ..predict.inputs import find_inputs
     from ..predict.model import load_deployed

@@ -64,7 +64,7 @@ def predict_files(
     mine = [item for place, item in outputs.not_finished(inputs) if place % processes == index]
     title = f'Process {index + 1} of {processes}' if processes > 1 else 'Predicting'
     with image_progress(title, len(mine), quiet=index > 0) as advance:
-        _predict(model, outputs, mine, batch_size, threads, advance)
+        predict_items(model, outputs, mine, batch_size, threads, advance)
     left = sum(1 for _ in outputs.not_finished(inputs)) - len(outputs.failures(inputs))
     if left:
         print(
@@ -77,7 +77,7 @@ def predict_files(
     return summary
 
 
-def _predict(
+def predict_items(
     model: Model,
     outputs: Outputs,
     items: Iterable[Input],
@@ -85,7 +85,16 @@ def _predict(
     threads: int,
     advance: Callable[[int, int], None],
 ) -> None:
-    """Predict inputs: threads read ahead, this one predicts, threads write behind, with few images in memory."""
+    """Predict inputs: threads read ahead, this one predicts, threads write behind, with few images in memory.
+
+    Args:
+        model: The model.
+        outputs: Where to write; :mod:`.ray` has others.
+        items: What to predict, each where its ``source`` says.
+        batch_size: Images in a batch.
+        threads: That read; as many write.
+        advance: Called with the numbers of inputs and frames that are done.
+    """
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         read = completed(readers, functools.partial(_read_ahead, model), items, 2 * threads)
         predicted = _predictions(model, outputs, read, batch_size, advance)
@@ -96,7 +105,8 @@ def _predict(
 
 def _read_ahead(model: Model, item: Input) -> PreparedImage | None:
     """An image, ready for the network; None for what must not be in memory more than once."""
-    return None if item.is_video or pixels_in_header(item.path) > MAX_PREFETCH_PIXELS else model.prepare(item.path)
+    large = item.is_video or pixels_in_header(item.source) > MAX_PREFETCH_PIXELS
+    return None if large else model.prepare(item.source, str(item.path))
 
 
 def _predictions(
@@ -129,7 +139,7 @@ def _predictions(
                 outputs.save_video(item, model, on_frame=lambda: advance(0, 1))
                 advance(1, 0)
             elif prepared is None:
-                outputs.save(item, model(item.path))
+                outputs.save(item, *model.predict([model.prepare(item.source, str(item.path))]))
                 advance(1, 1)
             else:
                 batch[item] = prepared
@@ -141,7 +151,7 @@ def _predictions(
         yield from predict_batch()
 
 
-def show_summary(summary: dict, out_dir: str | Path, overlay: bool) -> None:
+def show_summary(summary: dict, out_dir: str | Path, overlay: bool, shards: bool = False) -> None:
     """Print a summary: the largest classes, where the outputs are, and what failed as an error.
 
     Raises:
@@ -157,6 +167,7 @@ def show_summary(summary: dict, out_dir: str | Path, overlay: bool) -> None:
             table.add_row(row['name'], f'{100 * row["share"]:.1f} %', str(row['inputs']))
         Console().print(table)
         where = f'Label maps in {out_dir}/labels' + (f', overlays in {out_dir}/overlays' if overlay else '')
+        where = f'Shards in {out_dir}/shards' if shards else where
         print(f'{len(summary["classes"])} classes in {summary["finished"]} of {summary["inputs"]} inputs. {where}.')
     if failed:
         more = f'\n  and {len(failed) - MAX_LISTED} more, in {out_dir}/summary.json' if len(failed) > MAX_LISTED else ''

@@ -23,6 +23,11 @@ class Input(NamedTuple):
     """What its outputs are called, without suffix; unlike that of any other input."""
 
     @property
+    def source(self) -> Path:
+        """Where the image is read: here, its file."""
+        return self.path
+
+    @property
     def is_video(self) -> bool:
         """Whether it is called like a video."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES

@@ -1,199 +1,375 @@
-"""Prediction on a cluster: Ray Data reads, a pool of actors predicts, and what is lost with a node is made again.
+"""Predict on a Ray cluster: Ray Data reads and writes, a pool of actors predicts.
 
-Reading asks for no CPU: actors can never take what a reader waits for, however many nodes are lost.
-What asks for nothing Ray starts without limit, each in a process of its own, so the number of readers is bounded.
+Readers and writers reserve no CPU, so that actors cannot take what they wait for; their number is bounded instead.
 """
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from ..runtimes.deployment import DEFAULT, Deployment
+from ..runtimes.deployment import Deployment
 from ..utils.devices import AUTO
 from ..utils.errors import UserError, first_line
-from ..utils.images import ImageError, silence_opencv
+from ..utils.images import IMAGE_SUFFIXES, ImageError, read_image, silence_opencv
 from ..utils.memory import keep_freed_memory
 from ..utils.paths import PACKAGE
-from .address_inputs import SCHEME, AddressInputs, find_addresses, read_row
-from .batch_inputs import Input
-from .batch_outputs import Outputs
-from .batch_prediction import show_summary
-from .predictor import Prediction, Predictor, PreparedImage
-from .shard_outputs import ShardOutputs
+from .files import predict_items, show_summary
+from .inputs import VIDEO_SUFFIXES, Input, Inputs, find_inputs
+from .model import Model, load_deployed
+from .outputs import Outputs, add_up
+from .prediction import Prediction
 
 if TYPE_CHECKING:
     import pyarrow
+    from fsspec import AbstractFileSystem
     from ray.data import Dataset
 
-MODULES = ('ray', 'pyarrow', 'pandas', 'fsspec')
-
-BLOCKS = 1000
-"""About how many tasks read the inputs, and ..."""
-
-NAMES = 8, 256
-"""... the least and the most names of one of them."""
-
-LEAST_READERS = 2
-"""Tasks that read at once, on a cluster of a single CPU as well."""
-
-AT_ONCE = 16
-"""Images that an actor is given at once, at least: what has to be predicted again if it dies."""
-
-SHARD_ROWS = 1000
-"""Images of a shard."""
-
-WRITERS = 4
-"""Threads of an actor that write what it has predicted."""
+PACKAGES = 'ray', 'pyarrow', 'pandas', 'fsspec'
+SCHEME = '://'
+SHARDS = '.tar', '.parquet'
+KEY_COLUMNS = 'key', '__key__', 'name', 'id'  # of Parquet: the first that is there names the images
+COLUMNS = dict(
+    parquet=('key', 'labels', 'overlay', 'areas', 'error'),
+    webdataset=('__key__', 'labels.png', 'overlay.jpg', 'areas.json', 'error.txt'),
+)
+ROWS_PER_SHARD = 1000  # at least
+IMAGES_PER_CALL = 16  # of an actor, at least
+THREADS = 4  # of an actor that decode; as many write
 
 
-WORDS = ('name', 'key', 'error')
-"""Columns that say what became of an input."""
+@dataclass(frozen=True)
+class RayOptions:
+    """What every actor loads, which all nodes must find, and what is asked of the cluster."""
+
+    config: str
+    checkpoint: str | None
+    device: str = AUTO  # or 'cpu', or the kind of accelerator
+    deployment: dict = field(default_factory=dict)  # of Deployment, which checks the node that it is made on
+    cfg_options: dict | None = None
+    overlay: bool = True
+    batch_size: int = 1
+    address: str = 'local'  # as Ray has it; 'local' is a cluster on this machine for this run alone
+    write: str = 'files'  # or a format of COLUMNS
+    actors: int | None = None  # at most; None means as many as there is room for now
+    gpu_share: float = 1  # of each actor
+    folder: str = field(default_factory=os.getcwd)  # where relative paths start
+
+    def load(self) -> Model:
+        """Load the model on a node, on the GPU that Ray has given to this process, if any."""
+        import ray
+
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)
+        keep_freed_memory()
+        silence_opencv()
+        device = AUTO if ray.get_gpu_ids() else 'cpu'
+        return load_deployed(self.config, self.checkpoint, device, Deployment(**self.deployment), self.cfg_options)
+
+    def share_out(self, cpus: float, gpus: float) -> tuple[int, dict]:
+        """Return the number of actors, and what each reserves, on a cluster of so many CPUs and GPUs.
+
+        Raises:
+            UserError: there is no such device, or nothing to compute on.
+        """
+        if not cpus or (self.device not in (AUTO, 'cpu') and not gpus):
+            raise UserError(f'--device {self.device}: the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs.')
+        if gpus and self.device != 'cpu':
+            return self.actors or max(int(gpus / self.gpu_share), 1), dict(num_cpus=0, num_gpus=self.gpu_share)
+        return self.actors or max(int(cpus) - 1, 1), dict(num_cpus=1, num_gpus=0)  # a CPU is left for reading
 
 
-class Resources(NamedTuple):
-    """What is asked of the cluster."""
+@dataclass(frozen=True)
+class RayInputs:
+    """Images, or shards of them, that all nodes can read."""
 
-    actors: int
-    """At most."""
-    cpus: float
-    """Of each actor."""
-    gpus: float
-    """Likewise."""
-    readers: int
-    """Tasks that read at once, at most; they ask for nothing."""
+    found: Inputs
+    scheme: str  # such as s3://; nothing for files
+    filesystem: 'AbstractFileSystem | pyarrow.fs.FileSystem'
+    kind: str  # one of SHARDS; nothing for images
 
-    def __str__(self) -> str:
-        share = f'{self.cpus:g} CPU' + (f' and {self.gpus:g} GPU' if self.gpus else '')
-        return f'up to {self.actors} actors of {share} each; up to {self.readers} readers, which ask for none'
+    def read(self, items: Sequence[Input], options: dict) -> 'Dataset':
+        """Let Ray read items: an image in each row, with the column ``path``."""
+        import ray
+        from pyarrow import parquet, types
 
-
-def choose_resources(
-    cpus: float, gpus: float, device: str = AUTO, actors: int | None = None, gpu_share: float = 1
-) -> Resources:
-    """Share a cluster out.
-
-    Args:
-        cpus: That the cluster has.
-        gpus: Likewise.
-        device: That the network is to run on.
-        actors: At most; None means as many as there is room for, with a CPU left for reading.
-        gpu_share: What each actor takes of a GPU.
-
-    Raises:
-        UserError: there is no such device, or nothing to compute on.
-    """
-    if cpus <= 0:
-        raise UserError('The Ray cluster has no CPUs. Expected a node that was started with some.')
-    if device not in (AUTO, 'cpu') and not gpus:
-        raise UserError(f'{device}: the Ray cluster has no GPUs. Expected --device cpu, or nodes with GPUs.')
-    on_gpu = bool(gpus) and device != 'cpu'
-    left = cpus - 1 if cpus >= 2 else cpus / 2
-    most = actors or max(int(gpus / gpu_share) if on_gpu else int(left), 1)
-    # With more actors than CPUs, as on a machine with many GPUs, each has a part of one.
-    share = 1.0 if left >= most or (actors and left >= 1) else int(100 * left / most) / 100
-    return Resources(most, share, gpu_share * on_gpu, readers=max(int(cpus), most, LEAST_READERS))
+        paths = [str(item.path) for item in items]
+        options = dict(options, filesystem=self.filesystem, include_paths=True)
+        if self.kind == '.tar':
+            images = [f'*{spelt}' for suffix in IMAGE_SUFFIXES for spelt in (suffix, suffix.upper())]
+            return ray.data.read_webdataset(paths, decoder=None, fileselect=images, **options)
+        if self.kind == '.parquet':
+            with _user_errors(paths[0]):
+                schema = parquet.read_schema(paths[0], filesystem=self.filesystem)
+            images = [one.name for one in schema if types.is_binary(one.type) or types.is_large_binary(one.type)]
+            keys = [name for name in KEY_COLUMNS if name in schema.names and name not in images]
+            if len(images) != 1 or not keys:
+                expected = f'one of bytes, the images, and one that names them: {", ".join(KEY_COLUMNS)}'
+                raise UserError(f'{paths[0]} has the columns {", ".join(schema.names)}. Expected {expected}.')
+            rows = ray.data.read_parquet(paths, partitioning=None, file_extensions=None, **options)
+            return rows.select_columns(['path', *images, keys[0]])
+        return ray.data.read_binary_files(paths, **options)
 
 
-def infer_on_ray(
-    config: str,
-    checkpoint: str,
-    inputs: Sequence[str | Path],
-    out_dir: str | Path,
-    overlay: bool = True,
-    deployment: Deployment = DEFAULT,
-    batch_size: int | None = None,
-    device: str = AUTO,
-    cfg_options: dict | None = None,
-    address: str = 'local',
-    write: str = 'files',
-    actors: int | None = None,
-    gpu_share: float = 1,
-) -> dict:
-    """Predict files on a Ray cluster; see ``recnext predict --help``.
-
-    Args:
-        config: Path of the config, or the name of a release; every node must find it there.
-        checkpoint: Path or address of the weights, likewise.
-        inputs: See :func:`address_inputs.find_addresses`.
-        out_dir: Folder of the outputs, which all nodes must see; with shards also an address.
-        overlay: Whether to draw overlays.
-        deployment: The form in which the network is run.
-        batch_size: Images of one size that go through the network together (default: 1).
-        device: ``'auto'``, ``'cpu'`` or the kind of accelerator.
-        cfg_options: Merged into the config.
-        address: Of a cluster, as Ray has it; ``'local'`` starts one on this machine and ends it.
-        write: ``'files'`` as :func:`batch_prediction.infer` does, ``'parquet'`` or ``'webdataset'``.
-        actors: See :func:`choose_resources`.
-        gpu_share: Likewise.
-
-    Returns:
-        The summary; see :func:`batch_outputs.add_up`.
+def find_ray_inputs(arguments: Sequence[str | Path], out_dir: str | Path) -> RayInputs:
+    """Find what the arguments name: files, or addresses of files, folders and patterns that fsspec knows.
 
     Raises:
-        UserError: what is missing or does not fit, before anything is written; or, in the end, that inputs could not
-            be predicted.
+        UserError: nothing is there, inputs of several kinds, or videos.
     """
-    missing = [name for name in MODULES if find_spec(name) is None]
-    if missing:
-        raise UserError(f'--ray needs packages that are not installed ({", ".join(missing)}): pip install "ray[data]"')
-    if write == 'files' and SCHEME in str(out_dir):
-        raise UserError(f'{out_dir}: files are written to a folder. To an address, --write parquet or webdataset.')
-    silence_opencv()
-    found = find_addresses(inputs, out_dir)
-    # Here as well, on the CPU: what does not fit is said before a cluster is asked for anything.
-    predictor = Predictor(config, checkpoint, 'cpu', deployment, cfg_options)
-    classes, made_with = predictor.classes, {**predictor.made_with, 'overlay': overlay, 'root': found.root}
-    del predictor
-    shards = ShardOutputs(out_dir, write) if write != 'files' else None
-    outputs = Outputs(out_dir, overlay)
-    with contextlib.ExitStack() as stack:
-        if shards:
-            shards.open({**made_with, 'write': write})
-            left = [item for item in found.found if item.key not in shards.finished]
-        else:
-            stack.enter_context(outputs.opened(made_with))
-            left = [item for _, item in outputs.not_finished(found.found)]
-        stack.enter_context(_joined(address))
-        resources = choose_resources(*_size_of_cluster(), device, actors, gpu_share)
-        print(f'Ray: {resources}. {len(left)} of {len(found.found)} inputs to read.', flush=True)
-        is_finished = shards.finished.__contains__ if shards else outputs.is_finished
-        read = _read(found, left, is_finished, resources.readers)
-        actor = dict(config=str(config), checkpoint=str(checkpoint), deployment=deployment, cfg_options=cfg_options)
-        predicted = read.map_batches(
-            _Actor,
-            fn_constructor_kwargs=dict(
-                actor, batch_size=batch_size or 1, overlay=overlay, outputs=None if shards else outputs
-            ),
-            **_pool(resources, batch_size or 1),
-        )
-        if shards:
-            write_shard = partial(_write_shard, ShardOutputs(out_dir, write))
-            predicted = predicted.map_batches(
-                write_shard, batch_size=SHARD_ROWS, batch_format='pyarrow', **_without_cpus(resources.readers)
-            )
-        seen, failed = _collect(predicted)
-    # Of shards, only reading tells what is in them.
-    items = sorted(seen, key=lambda item: item.key) if found.in_shards else found.found
-    summary = shards.summarise(len(items), failed, classes) if shards else outputs.summarise(items, classes, WRITERS)
-    _write_failures(shards or outputs, summary['failed'])
-    show_summary(summary, out_dir)
-    return summary
+    from pyarrow.fs import LocalFileSystem
+
+    schemes = {one.partition(SCHEME)[0] + SCHEME if SCHEME in one else '' for one in map(str, arguments)}
+    scheme = schemes.pop()
+    found, filesystem = _list(arguments) if scheme else (find_inputs(arguments, out_dir), LocalFileSystem())
+    suffixes = {item.path.suffix.lower() for item in found}
+    shards = suffixes.intersection(SHARDS)
+    if schemes or (shards and len(suffixes) > 1):
+        raise UserError('Inputs of one kind at a time: files or addresses; images, .tar or .parquet.')
+    if not suffixes.isdisjoint(VIDEO_SUFFIXES):
+        raise UserError('There are videos among the inputs. Predict them without --ray.')
+    return RayInputs(found, scheme, filesystem, ''.join(shards))
+
+
+def _list(addresses: Sequence[str]) -> tuple[Inputs, 'AbstractFileSystem']:
+    filesystem, _ = _file_system(addresses[0])
+    folders = defaultdict(set)
+    for address in addresses:
+        with _user_errors(address):
+            for path in filesystem.glob(address) if '*' in address else filesystem.find(address):
+                if PurePosixPath(path).suffix.lower() in (*IMAGE_SUFFIXES, *SHARDS):
+                    folder, _, name = path.rpartition('/')
+                    folders[folder].add(name)
+    if not folders:
+        raise UserError(f'{" ".join(addresses)}: no images there, and no shards of them (.tar, .parquet).')
+    root = os.path.commonpath(folders)
+    return Inputs(Path(root), {os.path.relpath(folder, root): names for folder, names in folders.items()}), filesystem
+
+
+def _file_system(address: str | Path) -> tuple['AbstractFileSystem', str]:
+    from fsspec.core import url_to_fs
+
+    with _user_errors(address):
+        return url_to_fs(str(address))
 
 
 @contextlib.contextmanager
-def _joined(address: str) -> Iterator[None]:
-    """While a cluster is used: one that is there, or one of our own on this machine, of which nothing stays.
+def _user_errors(address: str | Path) -> Iterator[None]:
+    """Say what keeps an address from being read; an ImportError names the package to install."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(f'{address} cannot be read: {first_line(error) or type(error).__name__}') from None
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """An image in memory, in the place of an :class:`.Input`."""
+
+    path: str
+    name: str
+    key: str
+    source: bytes
+    is_video: bool = False
+
+
+class _Actor:
+    """A model somewhere on the cluster, which writes files, or hands on the rows of shards.
+
+    Args:
+        options: What to load.
+        outputs: Where to write files; None hands rows on.
+        scheme: Of the inputs.
+        root: Their innermost folder.
+        whole_names: Those of them whose outputs keep the suffix.
+    """
+
+    def __init__(
+        self, options: RayOptions, outputs: Outputs | None, scheme: str, root: str, whole_names: frozenset[str]
+    ) -> None:
+        self.options, self.outputs = options, outputs
+        self.scheme, self.root, self.whole_names = scheme, root, whole_names
+        self.model = options.load()
+
+    def __call__(self, table: 'pyarrow.Table') -> 'pyarrow.Table':
+        """Predict the images of a table; return rows for the shards, or the names of what is done."""
+        import pyarrow
+
+        self.rows = []
+        images = [self._image(row) for row in table.to_pylist()]
+        predict_items(self.model, self.outputs or self, images, self.options.batch_size, THREADS, lambda *_: None)
+        if self.outputs:
+            return pyarrow.table(dict(name=[image.name for image in images], key=[image.key for image in images]))
+        text, content = pyarrow.string(), pyarrow.large_binary()
+        schema = zip(COLUMNS[self.options.write], (text, content, content, text, text))
+        return pyarrow.Table.from_pylist(self.rows, pyarrow.schema(list(schema)))
+
+    def _image(self, row: dict) -> Content:
+        path, inside = row.pop('path'), next((str(row[column]) for column in KEY_COLUMNS if column in row), None)
+        name = os.path.relpath(path, self.root)
+        key = name if name in self.whole_names else os.path.splitext(name)[0]
+        content = next((value for value in row.values() if isinstance(value, bytes)), b'')
+        if inside is None:
+            return Content(self.scheme + path, name, key, content)
+        inside = os.path.normpath(f'/{inside}').lstrip('/').replace('\0', '')  # a path that leads out stays inside
+        return Content(f'{self.scheme}{path}/{inside}', f'{name}/{inside}', f'{key}/{inside}', content)
+
+    def save(self, item: Content, prediction: Prediction) -> None:
+        """Keep a row of what was predicted, in the place of :meth:`.Outputs.save`."""
+        overlay = prediction.overlay_jpeg() if self.options.overlay else None
+        areas = json.dumps(dict(input=item.name, **prediction.to_dict()), indent=1)
+        self._add(item.key, prediction.labels_png(), overlay, areas, None)
+
+    def fail(self, item: Content, reason: str) -> None:
+        """Keep a row of why an image could not be predicted."""
+        self._add(item.key, None, None, None, reason)
+
+    def _add(self, key: str, *values: str | bytes | None) -> None:
+        if self.options.write == 'webdataset':  # what follows the first dot of a file's name is the column there
+            folder, slash, stem = key.rpartition('/')
+            key = folder + slash + stem.replace('%', '%25').replace('.', '%2E')
+        self.rows.append(dict(zip(COLUMNS[self.options.write], (key, *values))))
+
+
+def predict_on_ray(inputs: Sequence[str | Path], out_dir: str | Path, options: RayOptions) -> dict:
+    """Predict files on a Ray cluster, and print a summary.
+
+    Args:
+        inputs: See :func:`find_ray_inputs`.
+        out_dir: Folder of the outputs, which all nodes must see; with shards also an address.
+        options: What to load, and where.
+
+    Returns:
+        The summary; see :func:`.outputs.add_up`.
+
+    Raises:
+        UserError: something is missing or does not fit, before anything is written; or, in the end, inputs could not
+            be predicted.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f'--ray needs packages that are not installed ({", ".join(missing)}): pip install "ray[data]"')
+    outputs = Outputs(out_dir, options.overlay) if options.write == 'files' else None
+    if outputs and SCHEME in str(out_dir):
+        raise UserError(f'{out_dir}: files are written to a folder. To an address, --write parquet or webdataset.')
+    if not outputs:
+        store, folder = _file_system(out_dir)
+        if store.exists(f'{folder}/shards'):
+            raise UserError(f'{out_dir} has shards, which are not added to. Choose another folder: --out-dir.')
+    inputs = find_ray_inputs(inputs, out_dir)
+    with _joined(options.address) as (cpus, gpus):
+        import ray
+
+        actors, reserved = options.share_out(cpus, gpus)
+        provenance = dict(overlay=options.overlay, root=inputs.scheme + str(inputs.found.root))
+        classes, provenance = ray.get(ray.remote(_prepare).options(**reserved).remote(options, outputs, provenance))
+        left, failed = _split(inputs, outputs)
+        print(f'Ray: up to {actors} actors. {len(left)} of {len(inputs.found)} inputs to read.', flush=True)
+        predicted = _predict(inputs, left, options, outputs, actors, reserved) if left else None
+        if outputs:
+            seen = [Input(Path(), row['name'], row['key']) for row in _rows(predicted)]
+            for item, reason in failed.items():
+                outputs.fail(item, reason)
+            summary = outputs.summarise([*seen, *failed] if inputs.kind else inputs.found, classes, THREADS)
+        else:
+            summary = _write_shards(predicted, options, store, f'{folder}/shards', classes)
+            summary['inputs'] += len(failed)
+            summary['failed'] |= {item.name: reason for item, reason in failed.items()}
+            store.pipe_file(f'{folder}/summary.json', json.dumps(dict(summary, run=provenance), indent=1).encode())
+    show_summary(summary, out_dir, options.overlay, shards=outputs is None)
+    return summary
+
+
+def _prepare(options: RayOptions, outputs: Outputs | None, more: dict) -> tuple[list[str], dict]:
+    """Make sure on a node that the model loads and the outputs fit; return its classes and what decides the outputs."""
+    model = options.load()
+    provenance = {**model.provenance, **more}
+    if outputs:
+        outputs.open(provenance)
+    return model.classes, provenance
+
+
+def _split(inputs: RayInputs, outputs: Outputs | None) -> tuple[list[Input], dict[Input, str]]:
+    """Return what is left to read, and why other inputs cannot be: Ray gives up where it cannot open a file."""
+    left, failed = [], {}
+    skip = outputs and not inputs.kind  # what is in shards, nobody knows before they are read
+    for item in (item for _, item in outputs.not_finished(inputs.found)) if skip else inputs.found:
+        if inputs.scheme or os.access(item.path, os.R_OK):
+            left.append(item)
+            continue
+        try:
+            read_image(item.path)
+        except ImageError as error:
+            failed[item] = str(error)
+    return left, failed
+
+
+def _predict(
+    inputs: RayInputs, left: list[Input], options: RayOptions, outputs: Outputs | None, actors: int, reserved: dict
+) -> 'Dataset':
+    import ray
+
+    readers = min(max(int(ray.cluster_resources()['CPU']), actors, 2), len(left))
+    whole_names = frozenset(item.name for item in left if item.key == item.name)
+    return inputs.read(left, dict(num_cpus=0, concurrency=readers)).map_batches(
+        _Actor,
+        fn_constructor_args=(options, outputs, inputs.scheme, str(inputs.found.root), whole_names),
+        batch_size=max(IMAGES_PER_CALL, options.batch_size),
+        batch_format='pyarrow',
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=actors, max_size=actors),
+        **reserved,
+    )
+
+
+def _write_shards(
+    predicted: 'Dataset | None', options: RayOptions, store: 'AbstractFileSystem', shards: str, classes: Sequence[str]
+) -> dict:
+    """Write shards, and add up what is in them; see :func:`.outputs.add_up`."""
+    import ray
+
+    key, _, _, areas, error = COLUMNS[options.write]
+    writing = dict(filesystem=store, min_rows_per_file=ROWS_PER_SHARD, ray_remote_args=dict(num_cpus=0))
+    rows = None
+    if predicted is not None and options.write == 'parquet':
+        predicted.write_parquet(shards, **writing)
+        rows = ray.data.read_parquet(shards, filesystem=store).select_columns([key, areas, error])
+    elif predicted is not None:
+        predicted.write_webdataset(shards, encoder=None, **writing)
+        parts = [f'*.{areas}', f'*.{error}']
+        rows = ray.data.read_webdataset(shards, decoder=None, fileselect=parts, filesystem=store)
+    failed = {}
+
+    def of_finished() -> Iterator[list[dict]]:
+        for row in _rows(rows):
+            reason = row.get(error)  # NaN where WebDataset has none
+            if isinstance(reason, str | bytes):
+                failed[row[key]] = reason if isinstance(reason, str) else reason.decode()
+            else:
+                yield json.loads(row[areas])['areas']
+
+    summary = add_up(0, of_finished(), failed, classes)
+    return dict(summary, inputs=summary['finished'] + len(failed))
+
+
+def _rows(dataset: 'Dataset | None') -> Iterator[dict]:
+    for table in dataset.iter_batches(batch_size=None, batch_format='pyarrow') if dataset is not None else ():
+        yield from table.to_pylist()
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[tuple[float, float]]:
+    """Use a cluster: one that is there, or one of our own on this machine, of which nothing stays.
+
+    Yields:
+        Its CPUs and GPUs.
 
     Raises:
         UserError: it cannot be reached; or it has given up, or one of its nodes has what a user can put right.
@@ -202,200 +378,34 @@ def _joined(address: str) -> Iterator[None]:
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = sys.stdout.isatty()
-    logging.getLogger('ray').setLevel(logging.ERROR)
-    logging.getLogger('ray.data').setLevel(logging.ERROR)
-    # Of a clone, the nodes' interpreters know nothing.
+    for name in ('ray', 'ray.data'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # The interpreters of the nodes know nothing of a clone.
     paths = os.pathsep.join(filter(None, [str(PACKAGE.parents[2]), os.environ.get('PYTHONPATH')]))
-    options = dict(
-        log_to_driver=False, logging_level='error', runtime_env=dict(env_vars=dict(PYTHONPATH=paths)),
-    )  # fmt: skip
+    options = dict(log_to_driver=False, logging_level='error', runtime_env=dict(env_vars=dict(PYTHONPATH=paths)))
     with contextlib.ExitStack() as stack:
         if address == 'local':
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='ray-', ignore_cleanup_errors=True))
-            # Of its own machine alone, whatever network that is in.
+            # It answers this machine alone, whatever network that is in.
             options |= dict(include_dashboard=False, _temp_dir=folder, _node_ip_address='127.0.0.1')
         try:
             ray.init(address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f'The Ray cluster {address} cannot be reached: {first_line(error)}') from None
         stack.callback(ray.shutdown)
+        total = ray.cluster_resources()
         try:
-            yield
-        except ray.exceptions.RayError as error:
+            yield total.get('CPU', 0), total.get('GPU', 0)
+        except (ray.exceptions.RayError, OSError) as error:
             raise _explain(error) from error
 
 
 def _explain(error: BaseException) -> UserError:
-    """What a user can put right, from the depth of what Ray raises; else what Ray itself says."""
-    import ray
-
-    cause: BaseException | None = error
+    """Return what a user can put right, from the depth of what Ray raises; else what Ray itself says."""
+    found, cause = None, error
     while cause is not None:
-        inner = getattr(cause, 'cause', None)
-        found = next((e for e in (cause, inner) if isinstance(e, UserError)), None)
-        if found is not None:
-            return UserError(str(inner if isinstance(inner, UserError) else found))
-        cause = inner if isinstance(inner, ray.exceptions.RayError) else cause.__cause__
-    return UserError(f'Ray has given up: {first_line(error)}\n  What is finished stays; the same command goes on.')
-
-
-def _size_of_cluster() -> tuple[float, float]:
-    import ray
-
-    total = ray.cluster_resources()
-    return total.get('CPU', 0), total.get('GPU', 0)
-
-
-def _read(inputs: AddressInputs, left: Sequence[Input], is_finished: Callable[[str], bool], readers: int) -> 'Dataset':
-    """The contents of inputs, as Ray comes to read them."""
-    import pyarrow
-    import ray
-
-    least, most = NAMES
-    size = 1 if inputs.in_shards else min(max(len(left) // BLOCKS, least), most)
-    blocks = [left[start : start + size] for start in range(0, len(left), size)] or [[]]
-    columns = dict(name=pyarrow.string(), key=pyarrow.string())
-    tables = [
-        pyarrow.table([[item.name for item in block], [item.key for item in block]], pyarrow.schema(columns))
-        for block in blocks
-    ]
-    read = partial(read_row, inputs.root.rstrip('/'), is_finished if inputs.in_shards else None)
-    return ray.data.from_arrow(tables).flat_map(read, **_without_cpus(readers))
-
-
-def _without_cpus(tasks: int) -> dict:
-    """How Ray is to run tasks that ask for nothing: so many at once."""
-    import ray
-
-    return dict(num_cpus=0, compute=ray.data.TaskPoolStrategy(size=tasks))
-
-
-def _pool(resources: Resources, batch_size: int) -> dict:
-    """How Ray is to run the actors."""
-    import ray
-
-    return dict(
-        batch_size=max(AT_ONCE, batch_size),
-        batch_format='pyarrow',
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=resources.actors, max_size=resources.actors),
-    )
-
-
-class _Actor:
-    """A predictor somewhere on the cluster.
-
-    Args:
-        config: As for :class:`Predictor`, and so are the next.
-        checkpoint: Weights.
-        deployment: Form.
-        cfg_options: Changes to the config.
-        batch_size: Images that go through the network together.
-        overlay: Whether to draw overlays.
-        outputs: Where to write; None hands the files on.
-    """
-
-    def __init__(
-        self,
-        config: str,
-        checkpoint: str,
-        deployment: Deployment,
-        cfg_options: dict | None,
-        batch_size: int,
-        overlay: bool,
-        outputs: Outputs | None,
-    ) -> None:
-        import ray
-
-        keep_freed_memory()
-        silence_opencv()
-        device = AUTO if ray.get_gpu_ids() else 'cpu'
-        self.predictor = Predictor(config, checkpoint, device, deployment, cfg_options)
-        self.batch_size = batch_size
-        self.overlay = overlay
-        self.outputs = outputs
-
-    def __call__(self, contents: 'pyarrow.Table') -> 'pyarrow.Table':
-        """Predict images, each a row as of :class:`address_inputs.Content`."""
-        import pyarrow
-
-        with ThreadPoolExecutor(WRITERS) as pool:
-            rows = [pool.submit(self._finish, *one) for one in self._predict(contents.to_pylist())]
-        return pyarrow.Table.from_pylist([row.result() for row in rows], _schema(files=self.outputs is not None))
-
-    def _predict(self, rows: list[dict]) -> Iterator[tuple[dict, Prediction | None, str | None]]:
-        batch: list[tuple[dict, PreparedImage]] = []
-
-        def predict_batch() -> Iterator[tuple[dict, Prediction | None, str | None]]:
-            try:
-                for (row, _), prediction in zip(batch, self.predictor.predict([prepared for _, prepared in batch])):
-                    yield row, prediction, None
-            except ImageError as error:
-                yield from ((row, None, str(error)) for row, _ in batch)
-            batch.clear()
-
-        for row in rows:
-            content = row.pop('content')
-            if content is None:
-                yield row, None, row['error']
-                continue
-            try:
-                batch.append((row, self.predictor.prepare(content, row['address'])))
-            except ImageError as error:
-                yield row, None, str(error)
-            if len(batch) == self.batch_size:
-                yield from predict_batch()
-        if batch:
-            yield from predict_batch()
-
-    def _finish(self, row: dict, prediction: Prediction | None, error: str | None) -> dict:
-        """Write what was predicted, or hand it on; the row says what became of it."""
-        item = Input(Path(row['name']), row['name'], row['key'])
-        done = dict(name=item.name, key=item.key, error=error)
-        if self.outputs and prediction:
-            self.outputs.save(item, prediction)
-        elif self.outputs and error:
-            self.outputs.fail(item, error)
-        elif prediction:
-            done['labels'] = prediction.labels_png()
-            done['overlay'] = prediction.overlay_jpeg() if self.overlay else None
-            done['report'] = json.dumps(dict(input=item.name, **prediction.report()), indent=1)
-        return done
-
-
-def _schema(files: bool) -> 'pyarrow.Schema':
-    """Of what an actor hands on: which inputs it is done with, and what is not in files yet."""
-    import pyarrow
-
-    columns = {name: pyarrow.string() for name in WORDS}
-    if not files:
-        columns |= dict(report=pyarrow.string(), labels=pyarrow.large_binary(), overlay=pyarrow.large_binary())
-    return pyarrow.schema(columns)
-
-
-def _write_shard(outputs: ShardOutputs, rows: 'pyarrow.Table') -> 'pyarrow.Table':
-    """Write what was predicted into a shard, and hand on the names alone."""
-    predicted = [row for row in rows.to_pylist() if row['labels'] is not None]
-    if predicted:
-        outputs.save(predicted)
-    return rows.select(WORDS)
-
-
-def _collect(predicted: 'Dataset') -> tuple[list[Input], dict[str, str]]:
-    """All inputs that were seen, and why some of them could not be predicted."""
-    seen, failed = [], {}
-    for table in predicted.iter_batches(batch_size=None, batch_format='pyarrow'):
-        for name, key, error in zip(*(table.column(column).to_pylist() for column in WORDS)):
-            seen.append(Input(Path(), name, key))
-            if error is not None:
-                failed[name] = error
-                print(f'failed: {error}', file=sys.stderr, flush=True)
-    return seen, dict(sorted(failed.items()))
-
-
-def _write_failures(outputs: Outputs | ShardOutputs, failed: dict[str, str]) -> None:
-    """A table of what could not be predicted."""
-    file = io.StringIO()
-    csv.writer(file).writerows([('input', 'error'), *failed.items()])
-    outputs.put('failures.csv', file.getvalue().encode())
+        found = cause if isinstance(cause, UserError) else found
+        cause = getattr(cause, 'cause', None) or cause.__cause__
+    if found is not None:
+        return UserError(str(found))
+    return UserError(f'Ray has given up: {first_line(error)}\n  Finished files stay: the same command goes on.')
