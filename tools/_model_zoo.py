@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 from mmengine.config import Config
-from projects.recnext.recnext.models.archs import ARCHS
 
 from projects.recnext.recnext.checkpoints.releases import read_releases, read_sources
+from projects.recnext.recnext.models.recnext import ARCHS
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.files import atomic_write
 from projects.recnext.recnext.utils.paths import CLONE, CONFIGS

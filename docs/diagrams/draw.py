@@ -131,7 +131,7 @@ def checkpoint() -> Drawing:
         drawing.arrow('M220,128 H245 V96 H268'),
         drawing.arrow('M220,208 H255 V108 H268'),
     )
-    drawing.box('step', 490, 60, 180, 'read_checkpoint', 'bytes checked,', 'nothing in it is run')
+    drawing.box('step', 490, 60, 180, 'read_checkpoint', 'tensors, plain data:', 'nothing in it is run')
     drawing.box('step', 710, 60, 170, 'detect layout', '0.x, 1.x,', 'timm, mmpretrain')
     drawing.arrow('M440,88 H488'), drawing.arrow('M670,88 H708'), drawing.arrow('M795,116 V178')
     drawing.box('step', 710, 180, 170, 'convert_state_dict', 'names of 1.x')

@@ -180,7 +180,7 @@ def test_a_killed_process_leaves_nothing_under_the_name(server, tmp_path):
     assert path.read_bytes() == CONTENT and files(tmp_path) == ['new.pth']
 
 
-def test_a_full_disk_and_a_folder_of_others_are_said(server, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_said(server, tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file'))
     with pytest.raises(UserError, match='cannot be made a folder'):

@@ -7,7 +7,7 @@ import modelindex
 import pytest
 from helpers.reference import ARCH_NAMES, CONFIGS, ROOT, SEGMENTORS, config_of
 
-from projects.recnext.recnext.checkpoints.releases import read_releases, read_sources
+from projects.recnext.recnext.checkpoints.releases import list_models, read_releases, read_sources
 from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -38,6 +38,7 @@ def test_the_list_is_complete():
     segmentors = {f'recnext_{arch}_ade20k' for arch in SEGMENTORS}
     imagenet = {f'recnext_{arch}_{kind}_300e' for arch in ARCH_NAMES for kind in ('distill', 'without_distill')}
     assert RELEASES.keys() == segmentors | imagenet and len(read_releases()) == 30
+    assert set(list_models()) == segmentors and len(list_models()) == 6
 
 
 @pytest.mark.parametrize('arch', SEGMENTORS)

@@ -15,12 +15,13 @@ from mmpretrain.registry import DATASETS, TRANSFORMS
 from mmpretrain.structures import DataSample
 
 import projects.recnext.recnext.timm  # noqa: F401  (registers)
+from projects.recnext.recnext.checkpoints.convert import released_tensors
 from projects.recnext.recnext.checkpoints.keys import ConversionError, convert_state_dict
 from projects.recnext.recnext.models.classifier import TwoBranchHead
 from projects.recnext.recnext.models.recnext import ARCHS
 from projects.recnext.recnext.openmmlab import classifier as classifier_module
 from projects.recnext.recnext.openmmlab import pretrained
-from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_classifier, released_model_cfg
+from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
 from projects.recnext.recnext.utils.errors import UserError
 
 TINY = dict(channels=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2, token_mixer='conv')
@@ -88,7 +89,7 @@ def test_features_are_the_same_in_all_three_frameworks(arch, formula_weights):
 def test_parameters_of_the_folded_classifier(arch):
     with torch.device('meta'):
         model = build(arch).eval()
-        assert sorted(model.state_dict()) == sorted(released_classifier(arch).state_dict())
+        assert sorted(model.state_dict()) == sorted(released_tensors('classifier', arch))
         model.switch_to_deploy()
     # The published figures have one decimal; M2's 6.853 M stand there as 6.8.
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(FOLDED_MILLIONS[arch], abs=0.06)

@@ -98,7 +98,9 @@ def convert_file(
     config: str | None = None,
     sha256: str | None = None,
 ) -> Report:
-    """Read a checkpoint of any known layout and write it in another. Same input, same bytes.
+    """Read a checkpoint of any known layout and write it in another.
+
+    The same input gives the same bytes; of safetensors the same tensors, whose library orders the metadata at random.
 
     Args:
         source: A released segmentor or ImageNet file, one of this project, or safetensors.

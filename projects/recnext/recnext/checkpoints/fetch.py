@@ -42,12 +42,23 @@ class NotThereError(TransferError):
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Path]:
-    """Lock a file for one process at a time, and yield a folder on its file system for what is to become it."""
+    """Lock a file for one process at a time, and yield a folder on its file system for what is to become it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     staging = path.parent / ARRIVING / path.name
     make_folder(staging)
-    with FileLock(staging / 'lock'):
+    lock = FileLock(staging / 'lock')
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror or error}') from None
+    try:
         remove_partial_files(staging)  # of a process that was killed
         yield staging
+    finally:
+        lock.release()
 
 
 def fetch(url: str, path: Path) -> None:

@@ -10,8 +10,7 @@ from mmseg.registry import MODELS
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..models.classifier import TwoBranchHead
-from ..models.recnext import ARCHS, RecNeXt
+from ..models.recnext import ARCHS
 from ..utils.errors import UserError
 from ..utils.paths import CONFIGS
 from .pretrained import pretrained_files, without_pretrained
@@ -71,13 +70,3 @@ def released_model_cfg(arch: str, num_classes: int = 150) -> dict:
     model_cfg.neck.in_channels = list(ARCHS[arch]['channels'])
     model_cfg.decode_head.num_classes = num_classes
     return model_cfg
-
-
-def released_classifier(arch: str, num_classes: int = 1000) -> nn.Module:
-    """Backbone and head of the released ImageNet network of one variant, on the ``meta`` device.
-
-    Its state dict has the names of the mmpretrain form.
-    """
-    with torch.device('meta'):
-        head = TwoBranchHead(ARCHS[arch]['channels'][-1], num_classes)
-        return nn.ModuleDict(dict(backbone=RecNeXt(arch), head=head))
