@@ -1,4 +1,4 @@
-"""Which of the defects that ``compat.PATCHES`` mends show in this stack, without us or with us (``--patched``), as JSON.
+"""Print which of the defects that ``compat.PATCHES`` mends show, without us or with us (``--patched``), as JSON.
 
 A defect is looked for in what the stack does, never in its versions.
 """

@@ -74,7 +74,8 @@ import_module('mmpretrain.models')
 sys.modules.pop('mmcv.ops', None)
 
 def is_part(value):
-    return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, property | staticmethod | classmethod)
+    wrapped = property | staticmethod | classmethod
+    return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, wrapped)
 
 def look():
     seen = {}
