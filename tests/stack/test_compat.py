@@ -70,7 +70,11 @@ if needs_mmcv_ops():
     sys.modules['mmcv.ops'] = NeutralOps('mmcv.ops')
 for part in ('apis', 'datasets', 'engine', 'evaluation', 'models', 'utils', 'visualization'):
     import_module(f'mmseg.{part}')
-import_module('mmpretrain.models')
+try:
+    import_module('mmpretrain.models')
+    mmpretrain = True
+except Exception:  # absent, or for another mmcv
+    mmpretrain = False
 sys.modules.pop('mmcv.ops', None)
 
 def is_part(value):
@@ -106,7 +110,9 @@ def settings():
     )
 
 before, set_before = look(), settings()
-import projects.recnext.recnext.openmmlab, projects.recnext.recnext.openmmlab.classifier
+import projects.recnext.recnext.openmmlab
+if mmpretrain:
+    import projects.recnext.recnext.openmmlab.classifier
 import projects.recnext.recnext.openmmlab.train, projects.recnext.recnext.openmmlab.test
 after, set_after = look(), settings()
 changed = sorted(key for key, part in before.items() if after.get(key) is not part)

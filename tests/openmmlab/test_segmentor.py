@@ -295,7 +295,7 @@ def test_sizes_may_differ_within_a_batch(with_samples, monkeypatch):
         samples = [sample_of(size, ori_shape=(90 + index, 120), index=index) for index, size in enumerate(sizes)]
     batches = []
     network = fast.forward_logits
-    monkeypatch.setattr(fast, 'network', lambda inputs: (batches.append(len(inputs)), network(inputs))[1])
+    monkeypatch.setattr(fast, 'forward_logits', lambda inputs: (batches.append(len(inputs)), network(inputs))[1])
     together = step(fast, images, samples)
     assert sorted(batches) == [1, 2, 2]
     for index, image in enumerate(images):
