@@ -222,7 +222,7 @@ def read_report(path: Path) -> dict:
 
 
 def tables(results: dict) -> list[list[list[str]]]:
-    """Return what was installed and how its tests went, and which patches are needed; a header and rows of text each."""
+    """Return what was installed and how its tests went, and which patches are needed; a header and rows each."""
     names = [name for name in STACKS if name in results]
     versions = [['stack', 'Python', *SHOWN, 'passed', 'failed', 'skipped']]
     for name in names:
