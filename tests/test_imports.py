@@ -158,7 +158,7 @@ import projects.recnext.recnext
 import conftest, projects.recnext.recnext.benchmarks.gpu, projects.recnext.recnext.openmmlab.train
 sys.path.insert(0, 'tests/gpu')
 import test_device
-import timm
+import projects.recnext.recnext.timm, timm
 from mmengine.registry import HOOKS
 assert timm.is_model('recnext_m3') and HOOKS.get('DeployHook')
 from projects.recnext.recnext.cli.main import build_parser

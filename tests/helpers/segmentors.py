@@ -80,7 +80,7 @@ def initialise(model, seed=0, gain=0.7):
     randomise_norms(model, seed)
     model.eval()
     conv = model.decode_head.conv_seg
-    logits = model.decode_head(model.extract_feat(smooth_images(8, seed=99)))
+    logits = model(smooth_images(8, seed=99))
     spread, mean = torch.std_mean(logits, (0, 2, 3))
     conv.weight.div_(spread[:, None, None, None])
     conv.bias.sub_(mean).div_(spread)

@@ -16,8 +16,9 @@ from mmseg.models.necks import FPN, MLANeck
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projects.recnext.recnext.models.folded_fpn import FoldedFPN, fold_fpn, fold_level, pays
+from projects.recnext.recnext.models.folded_fpn import FoldedFPN, fold_level, folding_saves_flops
 from projects.recnext.recnext.models.recnext import ARCHS
+from projects.recnext.recnext.openmmlab.folding import fold_fpn
 from projects.recnext.recnext.utils.errors import UserError
 
 CHANNELS = (3, 4, 20, 40)  # with 10 and 4: two levels that pay, two that do not
@@ -209,14 +210,14 @@ def test_kernels_alone(bias):
 def test_released_variants_fold_their_two_lowest_levels(arch):
     channels = ARCHS[arch]['channels']
     assert channels == ((80, 160, 320, 640) if arch.endswith('5') else (64, 128, 256, 512))
-    assert [i for i, c in enumerate(channels) if pays(c, 256, 128, lowest=i == 0)] == [0, 1]
+    assert [i for i, c in enumerate(channels) if folding_saves_flops(c, 256, 128, lowest=i == 0)] == [0, 1]
 
 
 def test_what_pays_is_counted():
-    assert pays(64, 256, 128) and not pays(256, 256, 128)
-    assert not pays(3, 8, 8)  # 3 · 8 + 9 · 8 · 8 is 25 · 3 · 8
+    assert folding_saves_flops(64, 256, 128) and not folding_saves_flops(256, 256, 128)
+    assert not folding_saves_flops(3, 8, 8)  # 3 · 8 + 9 · 8 · 8 is 25 · 3 · 8
     # Only the lowest level is spared its lateral map.
-    assert pays(23, 64, 66) and not pays(23, 64, 66, lowest=False)
+    assert folding_saves_flops(23, 64, 66) and not folding_saves_flops(23, 64, 66, lowest=False)
 
 
 @pytest.mark.parametrize('arch', ['m3', 'm5'])

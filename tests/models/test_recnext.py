@@ -10,20 +10,24 @@ from helpers.reference import ARCH_NAMES, SEGMENTORS, golden_input, read_layout,
 from helpers.strength import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from mmengine.structures import PixelData
-from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from projects.recnext.recnext.checkpoints.keys import check_weights_fit, convert_state_dict, select_backbone
-from projects.recnext.recnext.models.recnext import ARCHS, RecNeXt, get_arch
-from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
+from projects.recnext.recnext.models.recnext import LinearAttention, RecNeXt, get_arch
+from projects.recnext.recnext.models.semantic_fpn import RecNeXtSegmentor
 from projects.recnext.recnext.utils.errors import UserError
 
 TINY = dict(channels=(8, 16, 32, 64), depths=(1, 2, 1, 1), mlp_ratio=2, token_mixer='conv')
 TINY_ATTN = {**TINY, 'channels': (16, 32, 64, 128), 'token_mixer': 'attn'}
 TINIES = pytest.mark.parametrize('arch', [TINY, TINY_ATTN], ids=['conv', 'attn'])
+
+
+def on_meta(arch: str) -> RecNeXtSegmentor:
+    """Names, shapes and dtypes of the released segmentor."""
+    with torch.device('meta'):
+        return RecNeXtSegmentor(arch)
+
 
 GOLDEN = [('m0', 'distill_300e'), ('a0', 'distill_300e'), ('m3', 'ade20k'), ('a3', 'ade20k')]
 
@@ -52,8 +56,9 @@ def test_golden_features(arch, kind, deploy, formula_weights):
 @pytest.mark.parametrize('arch', ['m3', 'a3'])
 def test_golden_logits(arch, formula_weights):
     golden = np.load(shared(f'legacy/golden/recnext_{arch}_ade20k.npz'))
-    model = MODELS.build(released_model_cfg(arch)).eval()
-    model.load_state_dict(formula_weights(read_layout(f'recnext_{arch}_ade20k')['tensors']))
+    model = RecNeXtSegmentor(arch).eval()
+    state_dict = formula_weights(read_layout(f'recnext_{arch}_ade20k')['tensors'])
+    model.load_state_dict(convert_state_dict(state_dict).state_dict)
     model = model.double()
     with torch.no_grad():
         logits = model(golden_input(64, 96))
@@ -64,7 +69,7 @@ def test_golden_logits(arch, formula_weights):
 def test_keys_and_shapes_of_released_segmentors(arch, formula_weights):
     conversion = convert_state_dict(formula_weights(read_layout(f'recnext_{arch}_ade20k')['tensors']))
     assert conversion.arch == arch and not conversion.left_out
-    check_weights_fit(conversion.state_dict, build_on_meta(released_model_cfg(arch)).state_dict(), arch)
+    check_weights_fit(conversion.state_dict, on_meta(arch).state_dict(), arch)
 
 
 @pytest.mark.parametrize('arch', ARCH_NAMES)
@@ -72,14 +77,14 @@ def test_keys_and_shapes_of_released_imagenet_models(arch, formula_weights):
     conversion = convert_state_dict(formula_weights(read_layout(f'recnext_{arch}_distill_300e')['tensors']))
     assert conversion.arch == arch
     assert len(conversion.left_out) == 14 and all(key.startswith('head.') for key in conversion.left_out)
-    check_weights_fit(conversion.state_dict, build_on_meta(released_model_cfg(arch)).backbone.state_dict(), arch)
+    check_weights_fit(conversion.state_dict, on_meta(arch).backbone.state_dict(), arch)
 
 
 @pytest.mark.parametrize(
     ('arch', 'millions'), [('m3', 11.97), ('m4', 17.85), ('m5', 26.62), ('a3', 12.81), ('a4', 19.56), ('a5', 29.46)]
 )
 def test_parameters_of_the_segmentor(arch, millions):
-    parameters = sum(p.numel() for p in build_on_meta(released_model_cfg(arch)).parameters())
+    parameters = sum(p.numel() for p in on_meta(arch).parameters())
     assert round(parameters / 1e6, 2) == millions
 
 
@@ -88,11 +93,9 @@ def test_parameters_of_the_segmentor(arch, millions):
 )
 def test_every_parameter_of_the_segmentor_gets_a_gradient(arch):
     torch.manual_seed(0)
-    model = MODELS.build(released_model_cfg(arch, num_classes=7)).train()
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 7, (1, 64, 64)))) for _ in range(2)]
-    features = model.backbone(torch.randn(2, 3, 64, 64))
-    assert [feature.shape[1] for feature in features] == list(ARCHS[arch]['channels'])
-    model.decode_head.loss(model.neck(features), samples, {})['loss_ce'].backward()
+    model = RecNeXtSegmentor(arch, num_classes=7).train()
+    logits = model(torch.randn(2, 3, 64, 64))
+    nn.functional.cross_entropy(logits, torch.randint(0, 7, (2, 16, 16))).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without
 
@@ -110,10 +113,10 @@ def test_any_input_size(arch, height, width):
         assert feature.isfinite().all()
 
 
-@pytest.mark.parametrize('arch', ARCH_NAMES)
-def test_deploy_folds_every_norm_and_changes_nothing(arch):
+@pytest.mark.parametrize(('arch', 'norm'), [*((arch, nn.BatchNorm2d) for arch in ARCH_NAMES), ('m0', nn.SyncBatchNorm)])
+def test_deploy_folds_every_norm_and_changes_nothing(arch, norm):
     torch.manual_seed(0)
-    model = RecNeXt(arch).eval()
+    model = RecNeXt(arch, norm=norm).eval()
     randomise_norms(model)
     image = torch.randn(1, 3, 65, 50)
     with torch.no_grad():
@@ -136,7 +139,7 @@ def test_deploy_refuses_training_mode_and_other_norms():
         model.switch_to_deploy()
     assert model.state_dict().keys() == before.keys()
     with pytest.raises(UserError, match='GroupNorm'):
-        RecNeXt(TINY, norm_cfg=dict(type='GN', num_groups=4)).eval().switch_to_deploy()
+        RecNeXt(TINY, norm=lambda channels: nn.GroupNorm(4, channels)).eval().switch_to_deploy()
     model.eval()
     model.stages.train()
     with pytest.raises(UserError, match=r'call \.eval\(\)'):
@@ -197,9 +200,9 @@ def test_out_indices_and_in_channels():
 
 
 @TINIES
-def test_custom_arch_builds_from_the_registry(arch):
-    model = MODELS.build(dict(type='RecNeXt', arch=arch))
-    assert isinstance(model, RecNeXt) and len(model.stages[1].blocks) == 2
+def test_an_arch_of_ones_own(arch):
+    model = RecNeXt(arch)
+    assert len(model.stages[1].blocks) == 2
     kinds = {type(block.token_mixer).__name__ for stage in model.stages for block in stage.blocks}
     assert kinds == {'RecConv' if arch is TINY else 'RecAttn'}
 
@@ -239,20 +242,9 @@ def test_attention_refuses_channels_that_do_not_split():
 
 
 def test_linear_attention_orders_agree():
-    from projects.recnext.recnext.models.recnext import LinearAttention
-
     torch.manual_seed(0)
-    attention = LinearAttention(32, heads=4, tokens_first=False, norm_cfg=dict(type='BN')).eval().double()
+    attention = LinearAttention(32, heads=4, tokens_first=False, norm=nn.BatchNorm2d).eval().double()
     x = torch.randn(2, 32, 5, 7, dtype=torch.double)
     channels_first = attention(x)
     attention.tokens_first = True
     assert torch.allclose(channels_first, attention(x), rtol=1e-12, atol=1e-12)
-
-
-def test_default_initialisation_is_torchs():
-    torch.manual_seed(0)
-    model = RecNeXt(TINY)
-    before = copy.deepcopy(model.state_dict())
-    model.init_weights()
-    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    assert all(isinstance(m.weight, nn.Parameter) for m in model.modules() if isinstance(m, nn.Conv2d))

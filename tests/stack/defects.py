@@ -1,79 +1,63 @@
-"""Which defects of the stack are there, before the repairs of compat.py or after them (``--repaired``), as JSON.
+"""Print which of the defects that ``compat.PATCHES`` mends show, without us or with us (``--patched``), as JSON.
 
-One function a repair, of the same name: whether the defect that it mends shows. It is looked for in what the stack
-does, never in its versions.
+A defect is looked for in what the stack does, never in its versions.
 """
 
+import functools
 import importlib
-import io
+import inspect
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import warnings
-from contextlib import redirect_stderr
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-REPAIRED = '--repaired' in sys.argv
+PATCHED = '--patched' in sys.argv
 
 
-class Stranger:
-    """Leaves a mark where it is unpickled."""
+class NeutralOps(ModuleType):
+    """A stub of mmcv.ops that is nobody's: without us, mmseg cannot be imported otherwise."""
 
-    def __init__(self, mark: Path):
-        self.mark = mark
+    def __getattr__(self, name: str) -> type:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return type(name, (), {})
 
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
-
-def stand_in_for_mmcv_ops() -> bool:
-    """That mmseg's models cannot be imported; without the repairs, another process tries it."""
-    if REPAIRED:
+@functools.cache
+def needs_mmcv_ops() -> bool:
+    """That mmseg's models cannot be imported; without us, another process tries it."""
+    if PATCHED:
         importlib.import_module('mmseg.models')
         return False
     return subprocess.run([sys.executable, '-c', 'import mmseg.models'], capture_output=True).returncode != 0
 
 
-def shard_when_asked() -> bool:
-    """That mmengine's runner brings PyTorch's ways to shard a model along."""
-    return brings('torch.distributed.fsdp', 'import mmengine.runner')
+def refuses_its_own_checkpoints() -> bool:
+    """That mmengine cannot read the log of scalars that it wrote."""
+    import torch
+    from mmengine.logging import MessageHub
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    hub = MessageHub('defects')
+    hub.update_scalar('train/loss', 1.5)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(dict(message_hub=hub.state_dict()), f'{folder}/own.pth')
+        try:
+            read = CheckpointLoader.load_checkpoint(f'{folder}/own.pth', 'cpu')
+        except Exception:
+            return True
+    return read['message_hub']['log_scalars']['train/loss'].mean() != 1.5
 
 
-def brings(module: str, statement: str) -> bool:
-    """Whether a statement imports a module, in a process of its own, where nothing else does."""
-    ours = 'import projects.recnext.recnext; ' if REPAIRED else ''
-    code = f'{ours}{statement}; import sys; sys.exit({module!r} in sys.modules)'
-    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True).returncode != 0
-
-
-def import_when_used() -> bool:
-    """That mmseg brings timm, scipy's parts and a vocabulary along."""
-    importlib.import_module('mmseg.models')
-    importlib.import_module('mmseg.datasets')
-    scipy = ('scipy.interpolate', 'scipy.ndimage', 'scipy.optimize')
-    return any(name in sys.modules for name in ('timm', 'mmseg.utils.tokenizer', *scipy))
-
-
-def find_packages_without_pkg_resources() -> bool:
-    from mmengine.utils import get_installed_path, is_installed
-
-    try:
-        return not (is_installed('mmengine') or is_installed('onedl-mmengine')) or not get_installed_path('mmpretrain')
-    except ModuleNotFoundError as error:
-        if error.name != 'pkg_resources':
-            raise
-        return True
-
-
-def draw_with_any_visualizer() -> bool:
-    """That mmseg's hook knows no visualizer but mmseg's."""
+def knows_one_visualizer() -> bool:
+    """That mmseg's hook stops a run with a visualizer of another class than mmseg's."""
+    from mmengine.visualization import Visualizer
     from mmseg.engine import SegVisualizationHook
-    from mmseg.visualization import SegLocalVisualizer
 
-    class Other(SegLocalVisualizer):
+    class Other(Visualizer):
         pass
 
     Other.get_instance('other')
@@ -84,92 +68,34 @@ def draw_with_any_visualizer() -> bool:
     return False
 
 
-def format_configs_once() -> bool:
-    """That the same config is parsed for formatting as often as it is asked for."""
-    from mmengine.config import Config
-    from yapf.yapflib import yapf_api
+def cannot_be_told_a_device() -> bool:
+    """That a Runner runs on the device that mmengine found at import, whatever it is told."""
+    from mmengine.device import get_device
 
-    parse, parsed = yapf_api.pytree_utils.ParseCodeToTree, []
-    yapf_api.pytree_utils.ParseCodeToTree = lambda text: parsed.append(text) or parse(text)
-    cfg = Config(dict(a=1))
-    assert cfg.pretty_text == cfg.pretty_text and parsed
-    return len(parsed) > 1
+    if not PATCHED:
+        from mmengine.runner import Runner
 
-
-def read_checkpoints_safely() -> bool:
-    """That mmengine refuses what it wrote itself, or runs what a stranger wrote."""
+        return 'device' not in inspect.signature(Runner.from_cfg).parameters
     import torch
-    from mmengine.logging import MessageHub
-    from mmengine.runner.checkpoint import CheckpointLoader
 
-    with tempfile.TemporaryDirectory() as folder:
-        hub = MessageHub('defects')
-        hub.update_scalar('train/loss', 1.5)
-        torch.save(dict(state_dict={}, message_hub=hub.state_dict()), f'{folder}/own.pth')
-        torch.save(dict(state_dict={}, stranger=Stranger(Path(folder, 'mark'))), f'{folder}/strange.pth')
-        refused = []
-        for name in ('own', 'strange'):
-            try:
-                CheckpointLoader.load_checkpoint(f'{folder}/{name}.pth', 'cpu')
-            except Exception:
-                refused.append(name)
-        return refused != ['strange'] or Path(folder, 'mark').exists()
+    from projects.recnext.recnext.openmmlab.runner import run_on
+
+    with run_on(torch.device('meta')):
+        return get_device() != 'meta'
 
 
-def write_files_atomically() -> bool:
-    """That a writing that fails takes what was there with it."""
-    from mmengine.fileio import get_file_backend
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'iter_1.pth')
-        path.write_bytes(b'good')
-        try:
-            get_file_backend(path).put('a text cannot be written as bytes', path)
-        except TypeError:
-            pass
-        return path.read_bytes() != b'good'
-
-
-def resume_from_newest_complete() -> bool:
-    """That a note which was not brought up to date counts for more than the checkpoints."""
-    import torch
-    from mmengine.runner.checkpoint import find_latest_checkpoint
-
-    with tempfile.TemporaryDirectory() as folder:
-        for iteration in (1, 2):
-            torch.save({}, Path(folder, f'iter_{iteration}.pth'))
-        Path(folder, 'last_checkpoint').write_text(f'{folder}/iter_1.pth')
-        return Path(find_latest_checkpoint(folder)).name != 'iter_2.pth'
-
-
-def log_versions_without_importing() -> bool:
-    """That the start of a run brings torchvision along."""
-    return brings('torchvision', 'from mmengine.runner import runner; runner.collect_env()')
-
-
-def silence_unavoidable_warnings() -> bool:
-    """That mmseg warns of what it does itself."""
-    from mmseg.engine import SegVisualizationHook
-    from mmseg.visualization import SegLocalVisualizer
-
-    if not REPAIRED:
-        warnings.simplefilter('always')
-    printed = io.StringIO()
-    with redirect_stderr(printed):
-        SegLocalVisualizer.get_instance('defects')
-        SegVisualizationHook(draw=False)
-    return 'The draw is False' in printed.getvalue()
-
+DEFECTS = {
+    'stub of mmcv.ops': needs_mmcv_ops,
+    'safe globals': refuses_its_own_checkpoints,
+    'any visualizer': knows_one_visualizer,
+    'device of a run': cannot_be_told_a_device,
+}
+"""The defect that each patch mends."""
 
 if __name__ == '__main__':
     sys.path.insert(0, str(ROOT))
-    if REPAIRED:
-        from projects.recnext.recnext.openmmlab import compat
-    else:
-        sys.path.insert(0, str(ROOT / 'projects' / 'recnext' / 'recnext'))
-        import compat
-
-        compat.stand_in_for_mmcv_ops()  # without it, mmseg's hooks cannot be imported
-    found = [repair.__name__ for repair in compat.REPAIRS if globals()[repair.__name__]()]
-    active = [repair.__name__ for repair in compat.REPAIRS if repair.__name__ in compat.ACTIVE]
-    print(json.dumps(dict(defects=found, active=active)))
+    if PATCHED:
+        importlib.import_module('projects.recnext.recnext.openmmlab')
+    elif needs_mmcv_ops():
+        sys.modules['mmcv.ops'] = NeutralOps('mmcv.ops')
+    print(json.dumps([patch for patch, shows in DEFECTS.items() if shows()]))

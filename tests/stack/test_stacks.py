@@ -1,14 +1,11 @@
-"""The table of stacks: what is installed for each, what is read of the tests in it. The stacks run by `make stacks`."""
+"""The table of stacks: what is installed for each, what is read of its tests. The stacks run by `make stacks`."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 from helpers.reference import ROOT
 from stacks import CORE, STACKS, Stack, read_report, requirements, tables
-
-from projects.recnext.recnext.openmmlab.compat import ACTIVE, REPAIRS
 
 
 @pytest.mark.parametrize('test', CORE)
@@ -46,12 +43,12 @@ def test_failures_are_counted_and_named(tmp_path):
 
 def test_tables():
     result = dict(python='3.11.7', versions={'torch': '2.6.0', 'onedl-mmcv': '2.3.6'}, passed=5, skipped=1, bad=['x'])
-    result |= dict(repairs=['one', 'two'], active=['two'], broken=None)
-    broken = dict(result, broken='cannot be installed: no wheel', versions={}, repairs=[], active=[])
-    versions, active = tables({'maintained fork': broken, 'pinned': result})
+    result |= dict(patches=['one', 'two'], needed=['two'], broken=None)
+    broken = dict(result, broken='cannot be installed: no wheel', versions={}, patches=[], needed=[])
+    versions, needed = tables({'maintained fork': broken, 'pinned': result})
     assert versions[1][:3] == ['pinned', '3.11.7', '2.6.0'] and versions[1][-3:] == ['5', '1', '1']
     assert '2.3.6 (onedl-mmcv)' in versions[1] and 'cannot be installed: no wheel' in versions[2]
-    assert active == [['repair', 'pinned', 'maintained fork'], ['one', '–', '–'], ['two', 'active', '–']]
+    assert needed == [['patch', 'pinned', 'maintained fork'], ['one', '–', '–'], ['two', 'needed', '–']]
     assert all(len(row) == len(versions[0]) for row in versions)
 
 
@@ -63,7 +60,3 @@ def test_an_unknown_stack_is_named(tmp_path):
     )
     assert result.returncode == 2 and 'no stack is called torch 1; there are pinned' in result.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_active_repairs_are_among_all():
-    assert set(ACTIVE) <= {repair.__name__ for repair in REPAIRS} and json.dumps(ACTIVE)

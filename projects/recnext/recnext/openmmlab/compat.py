@@ -17,12 +17,14 @@ from typing import NoReturn
 import torch
 
 PATCHES = {
+    'stub of mmcv.ops': 'mmsegmentation 1.0 to 1.2 cannot be imported with mmcv-lite: some of its modules import '
+    '``mmcv.ops`` unguarded. The stub is there while mmseg is imported, and gone afterwards.',
     'safe globals': 'torch >= 2.6 refuses to read back the log of scalars that mmengine writes into its checkpoints: '
     'its few harmless types are allowed for the whole process, so that mmseg and its inferencer read them as well.',
     'any visualizer': "mmsegmentation 1.0's hook asks for the one SegLocalVisualizer and stops a run with another.",
     'device of a run': 'mmengine chooses a device at import; while a Runner is built and runs it is told ours.',
 }
-"""Each change that outlasts an import, and why it is made."""
+"""Each change, and why it is made."""
 
 MMCV_OPS = 'mmcv.ops'
 MMSEG = ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization')
@@ -30,7 +32,10 @@ MMSEG = ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization')
 
 
 def import_mmseg() -> None:
-    """Import what of mmseg registers, with a stub of ``mmcv.ops`` where it needs one, and make the repairs."""
+    """Import what of mmseg registers, with a stub of ``mmcv.ops`` where it needs one, and make the other patches."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+        importlib.import_module('mmcv.cnn.bricks.transformer')
     with _stub_of_mmcv_ops():
         for name in MMSEG:
             importlib.import_module(f'mmseg.{name}')
@@ -40,19 +45,17 @@ def import_mmseg() -> None:
 
 @contextlib.contextmanager
 def _stub_of_mmcv_ops() -> Iterator[None]:
-    """Let mmsegmentation 1.0 to 1.2 be imported with mmcv-lite: some modules import ``mmcv.ops`` unguarded.
+    """Let mmsegmentation 1.0 to 1.2 be imported with mmcv-lite.
 
-    The stub's names raise a clear error when they are used; RecNeXt uses none. It is gone after the import, so whoever
-    looks for compiled operations later finds none. The maintained fork guards its imports and needs no stub.
+    What they import from the stub raises a clear error when it is used; RecNeXt uses none of it. The maintained fork
+    guards its imports and needs no stub.
     """
     if importlib.util.find_spec('mmcv._ext') or MMCV_OPS in sys.modules or not _is_installed('mmsegmentation'):
         yield
         return
     sys.modules[MMCV_OPS] = _MmcvOps(MMCV_OPS, 'Stub of the operations of a compiled mmcv.')
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
-            yield
+        yield
     finally:
         del sys.modules[MMCV_OPS]
 

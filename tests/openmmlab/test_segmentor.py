@@ -295,7 +295,7 @@ def test_sizes_may_differ_within_a_batch(with_samples, monkeypatch):
         samples = [sample_of(size, ori_shape=(90 + index, 120), index=index) for index, size in enumerate(sizes)]
     batches = []
     network = fast.forward_logits
-    monkeypatch.setattr(fast, 'network', lambda inputs: (batches.append(len(inputs)), network(inputs))[1])
+    monkeypatch.setattr(fast, 'forward_logits', lambda inputs: (batches.append(len(inputs)), network(inputs))[1])
     together = step(fast, images, samples)
     assert sorted(batches) == [1, 2, 2]
     for index, image in enumerate(images):
@@ -565,13 +565,14 @@ def test_deploy_hook_on_another_segmentor_is_refused():
 
 
 @pytest.mark.parametrize('lacks', [False, True])
-def test_16_bits_without_instructions_for_them_are_warned_of(monkeypatch, lacks):
-    model, said = pair(recnext_cfg())[1], []
-    monkeypatch.setattr(deploy_module, 'print_log', lambda line, **_: said.append(line))
+def test_16_bits_without_instructions_for_them_are_warned_of(monkeypatch, caplog, lacks):
+    model = pair(recnext_cfg())[1]
+    monkeypatch.setattr(deploy_module.logger, 'handlers', [caplog.handler])
+    monkeypatch.setattr(deploy_module.logger, 'propagate', False)
     monkeypatch.setattr(deploy_module, 'lacks_half_precision', lambda device: lacks)
     for precision in ('fp32', 'bf16'):
         deploy_module.deploy(model, deploy_module.Deployment(precision=precision))
-    assert [line.endswith('Use --precision fp32.') for line in said] == [True] * lacks
+    assert [line.endswith('Use --precision fp32.') for line in caplog.messages] == [True] * lacks
 
 
 @pytest.mark.parametrize('option', [dict(fuse='some'), dict(precision='int4')])
