@@ -9,7 +9,9 @@ from helpers.tools import assert_user_error, run_tool
 
 from projects.recnext.recnext.openmmlab.config import load_config
 from projects.recnext.recnext.openmmlab.config_check import check_keys, check_optimizer, check_parts_fit
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
+from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -66,9 +68,9 @@ def test_an_optimizer_that_cannot_be_built_is_named(rate, words, advice):
 def test_a_mistake_in_a_file_is_named_too(scenes, tmp_path):
     config = write_tiny_config(tmp_path, scenes, "model['neck']['out_chanels'] = 16")
     with pytest.raises(UserError, match=r'model\.neck\.out_chanels is unknown.*mean out_channels'):
-        run_train(str(config), str(tmp_path / 'work'))
+        run_train(str(config), TrainOptions(str(tmp_path / 'work')))
     with pytest.raises(UserError, match=r'model\.neck\.out_chanels is unknown'):
-        run_test(str(config), 'none.pth', str(tmp_path / 'work'))
+        run_test(str(config), 'none.pth', TestOptions(str(tmp_path / 'work')))
     assert not (tmp_path / 'work').exists()
 
 
@@ -86,7 +88,7 @@ MISFITS = [
 @pytest.mark.parametrize(('line', 'words'), MISFITS, ids=lambda value: str(value)[:40])
 def test_parts_that_do_not_fit(scenes, tmp_path, line, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
-        run_train(str(write_tiny_config(tmp_path, scenes, line)), str(tmp_path / 'work'))
+        run_train(str(write_tiny_config(tmp_path, scenes, line)), TrainOptions(str(tmp_path / 'work')))
     assert len(str(caught.value).splitlines()) <= 2 and not (tmp_path / 'work').exists()
 
 

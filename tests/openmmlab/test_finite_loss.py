@@ -12,7 +12,7 @@ from helpers.tools import assert_user_error, run_tool
 from mmengine.config import Config
 
 from projects.recnext.recnext.checkpoints.files import write_checkpoint
-from projects.recnext.recnext.openmmlab.hooks.finite_loss import FiniteLossHook, last_good_checkpoint
+from projects.recnext.recnext.openmmlab.hooks import FiniteLossHook, last_good_checkpoint
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import CONFIGS
 

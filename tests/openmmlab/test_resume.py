@@ -22,6 +22,7 @@ from mmengine.runner import runner
 
 from projects.recnext.recnext.checkpoints.files import CheckpointError, find_newest_checkpoint, read_checkpoint
 from projects.recnext.recnext.openmmlab.seeded import ResumableSampler
+from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
@@ -197,7 +198,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(scenes, undistur
     work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6, 7)
     harm(work / 'iter_6.pth')
     harm(work / 'iter_7.pth')
-    run_train(str(write_tiny_config(tmp_path, scenes)), str(work), resume='auto')
+    run_train(str(write_tiny_config(tmp_path, scenes)), TrainOptions(str(work), resume='auto'))
     said = next(work.glob('*/*.log')).read_text()
     (line,) = (line for line in said.splitlines() if 'goes on from' in line)
     assert 'WARNING' in line and line.endswith(f'Training goes on from {work / "iter_5.pth"}.')
@@ -226,4 +227,4 @@ def test_a_damaged_checkpoint_that_is_named_is_an_error(scenes, undisturbed, tmp
     work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6)
     cut(work / 'iter_6.pth')
     with pytest.raises(CheckpointError, match=r'iter_6\.pth is truncated or damaged'):
-        run_train(str(write_tiny_config(tmp_path, scenes)), str(work), resume=str(work / 'iter_6.pth'))
+        run_train(str(write_tiny_config(tmp_path, scenes)), TrainOptions(str(work), resume=str(work / 'iter_6.pth')))
