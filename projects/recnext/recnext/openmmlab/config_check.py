@@ -77,7 +77,9 @@ def _explain(message: str, part: str, cfg: object) -> str | None:
 
 def _find_path(node: object, path: str, wanted: Callable[[object, object], bool]) -> str | None:
     """Return the dotted name of the first setting in a config for which ``wanted(key, value)`` is true."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    items = (
+        node.items() if isinstance(node, dict | Config) else enumerate(node) if isinstance(node, list | tuple) else ()
+    )
     for key, value in items:
         inside = f'{path}.{key}'.removeprefix('.')
         found = inside if wanted(key, value) else _find_path(value, inside, wanted)
