@@ -400,6 +400,12 @@ def test_options_that_do_not_fit_are_named(real_m3, ade20k_sample, tmp_path, opt
     assert not list(tmp_path.iterdir())
 
 
+def test_a_config_without_a_test_set_is_named(tiny, tmp_path):
+    options = TestOptions(str(tmp_path), cfg_options={'test_dataloader': None})
+    with pytest.raises(UserError, match='has no test_dataloader'):
+        run_test(*map(str, tiny), options)
+
+
 def test_folders_that_cannot_be_made_are_named(real_m3, ade20k_sample, tmp_path):
     (tmp_path / 'file').touch()
     result = run_tool(

@@ -26,7 +26,7 @@ def build_on_meta(model_cfg: dict) -> nn.Module:
     init_default_scope('mmseg')
     _check_heads(model_cfg)
     with named_mistakes('model', model_cfg), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # mmseg's about itself
+        warnings.filterwarnings('ignore', module='mmseg')  # about itself
         try:
             with torch.device('meta'):
                 return MODELS.build(copy.deepcopy(model_cfg))  # EncoderDecoder changes what it is built from

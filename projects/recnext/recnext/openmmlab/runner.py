@@ -13,7 +13,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
-from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,12 +33,6 @@ class GuardedRunner(Runner):
 
     start: Start | None = None
     """The checkpoint that the config names in ``load_from``, if a check has read it."""
-
-    def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """See :meth:`Runner.build_model`; without the warnings of mmseg about itself."""
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            return super().build_model(model)
 
     def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:
         """See :meth:`Runner.build_optim_wrapper`."""
@@ -113,7 +106,8 @@ def build_runner(cfg: Config, start: Start | None = None) -> GuardedRunner:
     if cfg.get('visualizer'):
         # mmengine would hand out that of an earlier run in this process, with its folders, if it has the same name.
         cfg.visualizer.pop('name', None)
-    with named_mistakes('', cfg):
+    with named_mistakes('', cfg), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='mmseg')  # about itself
         runner = GuardedRunner.from_cfg(cfg)
     forward_log()
     for hook in (GatherInWorkDirHook(), EvaluationRecordHook(), NoAlgorithmSearchHook()):
