@@ -10,6 +10,7 @@ from helpers.tiny import write_tiny_config
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
 from projects.recnext.recnext.openmmlab import store as store_module
 from projects.recnext.recnext.openmmlab.store import Store, share_newest_checkpoint
+from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.utils.errors import PassingError, UserError
 
@@ -118,7 +119,7 @@ def test_a_store_that_is_not_there_ends_the_run_before_it_begins(scenes, tmp_pat
     if address.startswith('s3'):
         request.getfixturevalue('s3')
     with pytest.raises(UserError, match=words) as error:
-        run_train(str(write_tiny_config(tmp_path, scenes)), str(tmp_path / 'work'), store=address)
+        run_train(str(write_tiny_config(tmp_path, scenes)), TrainOptions(str(tmp_path / 'work'), store=address))
     assert error.value.final and not list((tmp_path / 'work').glob('*.pth'))
 
 
@@ -127,14 +128,16 @@ def test_a_store_that_is_not_there_ends_the_run_before_it_begins(scenes, tmp_pat
 def test_a_run_that_goes_on_elsewhere(url, scenes, tmp_path):
     """Checkpoints, logs and config are in the store; a machine with an empty work dir goes on from there, exactly."""
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)
-    run_train(str(config), str(tmp_path / 'one'), store=url, cfg_options={'train_cfg.max_iters': 2})
+    run_train(str(config), TrainOptions(str(tmp_path / 'one'), store=url, cfg_options={'train_cfg.max_iters': 2}))
     here = {path.relative_to(tmp_path / 'one').as_posix() for path in (tmp_path / 'one').rglob('*') if path.is_file()}
     fs, root = fsspec.core.url_to_fs(url)
     there = {path.removeprefix(root).lstrip('/') for path in fs.find(root)}
     assert there == here and 'iter_2.pth' in there and any(name.endswith('scalars.json') for name in there)
-    run_train(str(config), str(tmp_path / 'two'), 'auto', store=url, cfg_options={'train_cfg.max_iters': 3})
+    run_train(
+        str(config), TrainOptions(str(tmp_path / 'two'), 'auto', store=url, cfg_options={'train_cfg.max_iters': 3})
+    )
     assert not (tmp_path / 'two' / 'iter_1.pth').exists()
-    run_train(str(config), str(tmp_path / 'three'), cfg_options={'train_cfg.max_iters': 3})
+    run_train(str(config), TrainOptions(str(tmp_path / 'three'), cfg_options={'train_cfg.max_iters': 3}))
     (tmp_path / 'back').mkdir()
     Store(url).get('iter_3.pth', tmp_path / 'back' / 'iter_3.pth')
     ours, theirs = (read_checkpoint(tmp_path / work / 'iter_3.pth')['state_dict'] for work in ('back', 'three'))
@@ -153,7 +156,8 @@ def test_a_lost_copy_does_not_end_training_and_is_made_up_for(scenes, tmp_path, 
     monkeypatch.setattr(Store, '_put', fail_at_first)
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)
     run_train(
-        str(config), str(tmp_path / 'work'), store=str(tmp_path / 'store'), cfg_options={'train_cfg.max_iters': 3}
+        str(config),
+        TrainOptions(str(tmp_path / 'work'), store=str(tmp_path / 'store'), cfg_options={'train_cfg.max_iters': 3}),
     )
     said = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert said.count('cannot be written: ConnectionError: no route (4 times) Training goes on') == 1
@@ -165,5 +169,5 @@ def test_a_lost_copy_does_not_end_training_and_is_made_up_for(scenes, tmp_path, 
 def test_what_training_removes_goes_from_the_store_too(scenes, tmp_path):
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)
     options = {'train_cfg.max_iters': 4, 'default_hooks.checkpoint.max_keep_ckpts': 2}
-    run_train(str(config), str(tmp_path / 'work'), store=str(tmp_path / 'store'), cfg_options=options)
+    run_train(str(config), TrainOptions(str(tmp_path / 'work'), store=str(tmp_path / 'store'), cfg_options=options))
     assert sorted(path.name for path in (tmp_path / 'store').glob('*.pth')) == ['iter_3.pth', 'iter_4.pth']

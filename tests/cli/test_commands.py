@@ -12,14 +12,15 @@ from helpers.reference import ROOT, config_of, genuine_maps
 from helpers.tools import assert_user_error, run_python
 from PIL import Image
 
+from projects.recnext.recnext import __version__
 from projects.recnext.recnext.checkpoints import download
 from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.cli import options
 from projects.recnext.recnext.cli.environment import describe_environment
 from projects.recnext.recnext.cli.export import FORMATS
-from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main
+from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main, parse_command
+from projects.recnext.recnext.models.deployable import FUSE
 from projects.recnext.recnext.openmmlab.config import load_config
-from projects.recnext.recnext.openmmlab.deployable import FUSE
 from projects.recnext.recnext.runtimes.deployment import ENGINES, PRECISIONS
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import list_configs
@@ -67,6 +68,68 @@ def test_every_tool_is_a_command_and_says_the_same_of_itself():
             assert (ROOT / 'tools' / tool).read_text().startswith(f'"""{load_command(found[1]).__doc__}"""')
 
 
+def test_the_list_of_commands_says_what_each_says_of_itself():
+    sentences = {name: load_command(name).__doc__.split(':')[0].rstrip('.') for name in COMMANDS}
+    assert all(sentences[name].startswith(sentence) for name, sentence in COMMANDS.items())
+    listed = recnext('--help').stdout
+    assert all(re.search(rf'^  {name} ', listed, re.MULTILINE) for name in COMMANDS)
+    assert recnext('--version').stdout == f'recnext {__version__}\n'
+
+
+def test_a_command_imports_no_other():
+    code = 'import sys; from projects.recnext.recnext.cli.main import main\ntry: main(["train", "--help"])\n'
+    code += 'finally: print(*(name for name in sys.modules if ".cli." in name), file=sys.stderr)'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    files = {name.rpartition('.')[2] for name in result.stderr.split()}
+    assert files == {'main', 'options', 'train'}, result.stderr
+
+
+ORDERS = [
+    ('train', 'c.py --amp --work-dir w', dict(config='c.py', amp=True, work_dir='w', resume=None)),
+    ('train', '--resume c.py', dict(config='c.py', resume='auto')),
+    ('train', '--resume a.pth c.py', dict(config='c.py', resume='a.pth')),
+    ('train', '--work-dir w c.py --resume', dict(config='c.py', resume='auto', work_dir='w')),
+    ('train', '--cfg-options a=1 b.c=2 --launcher none c.py', dict(config='c.py', cfg_options={'a': 1, 'b.c': 2})),
+    ('test', 'c.py a.pth --tta', dict(config='c.py', checkpoint='a.pth', tta=True)),
+    ('test', 'c.py --work-dir w a.pth', dict(config='c.py', checkpoint='a.pth', work_dir='w')),
+    ('test', '--show-dir d c.py --launcher none a.pth', dict(config='c.py', checkpoint='a.pth', show_dir='d')),
+    ('test', 'c.py a.pth --eval mIoU --out d', dict(config='c.py', checkpoint='a.pth', out='d')),
+    ('test', 'c.py --out d', dict(config='c.py', checkpoint=None)),
+    ('predict', 'N --device cpu a.pth b.jpg', dict(config='N', checkpoint='a.pth', inputs=['b.jpg'], device='cpu')),
+    ('predict', '--fuse none N b.jpg', dict(config='N', checkpoint=None, inputs=['b.jpg'])),
+    ('predict', 'N a.pth b.jpg --no-overlay c d', dict(checkpoint='a.pth', inputs=['b.jpg', 'c', 'd'])),
+    ('predict', 'N a.pth -- -b.jpg', dict(checkpoint='a.pth', inputs=['-b.jpg'])),
+    ('download', 'a --dir d b', dict(names=['a', 'b'], folder='d')),
+]
+
+
+@pytest.mark.parametrize(('command', 'arguments', 'expected'), ORDERS, ids=lambda value: value)
+def test_options_and_positionals_come_in_any_order(command, arguments, expected):
+    args = vars(parse_command(command, arguments.split()))
+    assert {name: args[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_no_option_is_abbreviated(name):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    load_command(name).add_arguments(parser)
+    long = [option for action in parser._actions for option in action.option_strings if len(option) > 6]
+    for option in long:
+        if option[:-1] not in parser._option_string_actions:
+            assert parser._get_option_tuples(option[:-1]) == []
+
+
+@pytest.mark.parametrize(
+    'arguments', [['train', 'c.py'], ['train', 'c.py', '--cfg-options', 'a=1'], ['test', 'c', 'p']]
+)
+def test_without_openmmlab_one_sentence_says_how_to_install_it(arguments):
+    code = "import sys; sys.modules |= dict.fromkeys(['mmengine', 'mmcv', 'mmseg', 'mmpretrain'])\n"
+    code += f'from projects.recnext.recnext.cli.main import main; main({arguments})'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert_user_error(result, 'is not installed, which this needs: pip install ".[mmseg]"')
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_the_words_of_the_options_are_those_of_the_package():
     parser = argparse.ArgumentParser()
     options.add_network_options(parser)
@@ -100,9 +163,9 @@ def test_configs_are_listed_and_named_without_their_path(capsys, tmp_path, monke
         load_config('fpn_recnext')
 
 
-def test_doctor_names_what_is_active_and_what_is_missing(monkeypatch):
+def test_doctor_names_what_is_there_and_what_is_missing(monkeypatch):
     said = list(describe_environment())
-    assert '  torch: yes' in said and '  read_checkpoints_safely: active' in said and '  web: ready' in said
+    assert '  torch: yes' in said and '  web: ready' in said
     assert any(line.startswith('  cpu: ') for line in said)
     find = options.__spec__.__class__ and __import__('importlib').util.find_spec
     monkeypatch.setattr(
@@ -121,8 +184,8 @@ INT8 = ('--to', 'onnx', '--precision', 'int8')
     [
         ([], 'COMMAND'),
         (['predict'], 'CONFIG'),
-        (['download'], 'one of the arguments NAME --all is required'),
-        (['download', 'recnext_m3_ade20k', '--all'], 'not allowed with argument'),
+        (['download'], 'expected either NAME or --all'),
+        (['download', 'recnext_m3_ade20k', '--all'], 'expected either NAME or --all'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'onnx', '--target', 'iOS16'], '--target is for --to coreml'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--compress', 'none'], '--compress is for'),
         (['export', 'a', 'b', '--out', 'c', '--to', 'executorch', '--precision', 'fp16'], '--precision fp16 is not'),

@@ -17,7 +17,8 @@ from PIL import Image
 
 from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
-from projects.recnext.recnext.openmmlab.checks import check_checkpoint, choose_weights, set_data_root
+from projects.recnext.recnext.openmmlab.builder import build_on_meta
+from projects.recnext.recnext.openmmlab.checks import check_fit, choose_weights, set_data_root
 from projects.recnext.recnext.openmmlab.config import load_config
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
@@ -148,7 +149,8 @@ def test_resuming_stays_strict(guide):
 def test_testing_stays_strict(guide):
     cfg = load_config(guide.folder / 'shapes' / 'small.py')
     with pytest.raises(UserError, match=r'conv_seg\.weight: found \(150, 128, 1, 1\), expected \(3, 128, 1, 1\)'):
-        check_checkpoint(cfg, str(guide.folder / 'checkpoints' / 'recnext_m3_ade20k.pth'))
+        path = guide.folder / 'checkpoints' / 'recnext_m3_ade20k.pth'
+        check_fit(build_on_meta(cfg.model), path, read_checkpoint(path))
 
 
 # Beside the guide.
@@ -168,10 +170,10 @@ def test_what_is_kept_is_kept_to_the_last_bit(scenes, tmp_path, kind, num_classe
     torch.save({'state_dict': source}, tmp_path / 'source.pth')
     cfg = tiny(scenes, tmp_path, num_classes)
     cfg.model.type, cfg.load_from = kind, str(tmp_path / 'source.pth')
-    choose_weights(cfg, None)
-    assert cfg.load_from is None and cfg.model.init_cfg.checkpoint == str(tmp_path / 'source.pth')
+    start = choose_weights(cfg, None, build_on_meta(cfg.model))
+    assert not cfg.resume and cfg.load_from == str(start.path) == str(tmp_path / 'source.pth')
     model = MODELS.build(cfg.model)
-    model.init_weights()
+    model.load_checked({**model.state_dict(), **start.content['state_dict']})
     differing = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, source[key])]
     assert sorted(differing) == sorted(LEFT_OUT.split(', '))[: left_out and 2]
 
@@ -181,8 +183,8 @@ def test_resume_with_nothing_to_resume_starts_from_load_from(scenes, tmp_path):
     source = MODELS.build(tiny(scenes, tmp_path, 150).model).state_dict()
     torch.save({'state_dict': source}, tmp_path / 'source.pth')
     cfg.load_from, cfg.work_dir = str(tmp_path / 'source.pth'), str(tmp_path / 'work')
-    choose_weights(cfg, 'auto')
-    assert cfg.resume is False and cfg.model.init_cfg.checkpoint == str(tmp_path / 'source.pth')
+    start = choose_weights(cfg, 'auto', build_on_meta(cfg.model))
+    assert cfg.resume is False and cfg.load_from == str(start.path) == str(tmp_path / 'source.pth')
 
 
 @pytest.mark.parametrize('harm', ['narrower head', 'missing', 'unexpected', 'missing classifier', 'another variant'])
@@ -200,7 +202,7 @@ def test_other_misfits_are_refused(scenes, tmp_path, harm):
     cfg = tiny(scenes, tmp_path, 7)
     cfg.load_from = str(tmp_path / 'source.pth')
     with pytest.raises(UserError, match=r'source\.pth: The weights do not fit this segmentor.*1 disagreement'):
-        choose_weights(cfg, None)
+        choose_weights(cfg, None, build_on_meta(cfg.model))
 
 
 def own(cfg: Config, classes: int, root: Path) -> None:
@@ -231,7 +233,7 @@ def test_labels_of_other_classes_are_refused_before_the_first_iteration(tmp_path
     relabel(tmp_path / 'scenes', labels)
     own(cfg, classes, tmp_path / 'scenes')
     with pytest.raises(UserError, match=re.escape(words)):
-        set_data_root(cfg, None, ('train',))
+        set_data_root(cfg, None, ('train',), cfg.model.decode_head.num_classes)
 
 
 def test_labels_that_cannot_be_read_are_named(tmp_path):
@@ -239,7 +241,7 @@ def test_labels_that_cannot_be_read_are_named(tmp_path):
     cfg = tiny(tmp_path / 'scenes', tmp_path, 150)
     (tmp_path / 'scenes' / 'annotations' / 'training' / 'scene_training_00001.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match=r'scene_training_00001\.png cannot be read'):
-        set_data_root(cfg, None, ('train',))
+        set_data_root(cfg, None, ('train',), cfg.model.decode_head.num_classes)
 
 
 def test_palette_pngs_and_ignored_pixels_are_fine(tmp_path):
@@ -250,7 +252,7 @@ def test_palette_pngs_and_ignored_pixels_are_fine(tmp_path):
         image = Image.fromarray(np.tile(np.array([0, 1, 2, 255], np.uint8), (192, 64)), 'P')
         image.putpalette([value for value in range(256) for _ in 'RGB'])
         image.save(path)
-    set_data_root(cfg, None, ('train',))
+    set_data_root(cfg, None, ('train',), cfg.model.decode_head.num_classes)
 
 
 def test_a_raw_release_is_taken_as_well(real_m3, tmp_path):

@@ -356,10 +356,10 @@ def test_a_jpegis_cut_off_or_not(sound):
 
 def test_the_cheap_part_goes_by_the_same_rules(scenes, tmp_path):
     cfg = load_config(write_tiny_config(tmp_path, scenes))
-    set_data_root(cfg, None, ('train', 'val'))
+    set_data_root(cfg, None, ('train', 'val'), 150)
     resize(100, 90)(scenes / labels(4))
     with pytest.raises(UserError, match=r'00004\.png is 90 × 100.*\n.*tools/check_dataset\.py'):
-        set_data_root(cfg, None, ('train', 'val'))
+        set_data_root(cfg, None, ('train', 'val'), 150)
 
 
 def test_as_a_command(scenes, ade20k_sample, tmp_path):

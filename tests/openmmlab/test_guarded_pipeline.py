@@ -97,7 +97,7 @@ def test_a_file_that_is_bad_is_named(scenes, tmp_path, harm, split):
     path = which(scenes, 'training' if split == 'train' else 'validation')
     spoil(path)
     cfg = load_config(write_tiny_config(tmp_path, scenes))
-    set_data_root(cfg, None, (split,))  # does not see it
+    set_data_root(cfg, None, (split,), 150)  # does not see it
     with pytest.raises(SampleError, match=words) as caught:
         read(cfg, split)
     assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) <= 3

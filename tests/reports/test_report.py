@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 
+from projects.recnext.recnext.openmmlab.record import EXAMPLES, EvaluationRecord
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.reports import html_report as report
 from projects.recnext.recnext.reports.html_report import write_report
@@ -27,9 +29,7 @@ from projects.recnext.recnext.reports.run_logs import Curve, parse_environment, 
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.evaluation import (
-    EXAMPLES,
     Evaluation,
-    EvaluationRecord,
     Example,
     read_evaluation,
     write_evaluation,
@@ -66,7 +66,7 @@ def runs(scenes, tmp_path_factory) -> dict[str, str]:
 def test(runs: dict, work_dir: Path, **options: object) -> Path:
     """Test the first run here; the folder of the log."""
     trained = Path(next(iter(runs)))
-    run_test(str(trained.parent / 'tiny.py'), str(trained / 'iter_4.pth'), str(work_dir), **options)
+    run_test(str(trained.parent / 'tiny.py'), str(trained / 'iter_4.pth'), TestOptions(str(work_dir), **options))
     return next(path for path in work_dir.iterdir() if path.is_dir())
 
 

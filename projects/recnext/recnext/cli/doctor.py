@@ -1,4 +1,4 @@
-"""Say what a report of a bug should: versions, accelerators, active repairs, and what is missing for which feature."""
+"""Say what a report of a bug should: versions, accelerators, and what is missing for which feature."""
 
 import argparse
 

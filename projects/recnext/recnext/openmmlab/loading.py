@@ -14,12 +14,13 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
 from ..checkpoints.convert import convert_meta
+from ..checkpoints.files import read_checkpoint
 from ..checkpoints.folder import Description
 from ..checkpoints.releases import resolve_checkpoint
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
 from .builder import build_without_weights
-from .checks import check_checkpoint
+from .checks import check_fit
 from .config import load_segmentor_config, named_classes, test_set
 from .describe import describe
 from .segmentor import FastEncoderDecoder
@@ -47,9 +48,9 @@ def load_segmentor(config: str | Path, checkpoint: str | Path, cfg_options: dict
     """
     cfg = load_segmentor_config(config, cfg_options)
     file = str(resolve_checkpoint(str(checkpoint)))
-    content = check_checkpoint(cfg, file)
+    content = read_checkpoint(file)
     network = build_without_weights(cfg.model)
-    network.load_state_dict(network.adapt_state_dict(content))
+    network.load_checked(check_fit(network, file, content))
     return TrainedSegmentor(cfg, file, content, network.eval())
 
 

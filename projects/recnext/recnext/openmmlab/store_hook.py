@@ -9,9 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...checkpoints.files import NUMBERED
-from ...utils.errors import UserError
-from ..store import Store
+from ..checkpoints.files import NUMBERED
+from ..utils.errors import UserError
+from .store import Store
 
 
 @HOOKS.register_module()
