@@ -122,7 +122,8 @@ def logged_scalars(history: type) -> list:
 
     def statistic(owner: object, name: str) -> Callable | None:
         """Return what mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
-        if owner is not history or name not in HISTORY_STATISTICS:
+        # By name: of those that are set here and for the process, torch takes either.
+        if getattr(owner, '__name__', '') not in ('HistoryBuffer', 'IgnoredHistory') or name not in HISTORY_STATISTICS:
             raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
         return getattr(owner, name, None)
 

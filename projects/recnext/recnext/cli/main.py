@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError:  # nothing is completed then
     shtab = None
 
-from ..utils.errors import START_AGAIN, StartAgain, UserError, report_final
+from ..utils.errors import START_AGAIN, StartAgain, UserError
 from .options import WrongUse
 
 COMMANDS = (
@@ -103,7 +103,6 @@ def carry_out(args: argparse.Namespace) -> None:
     except StartAgain:
         sys.exit(START_AGAIN)  # the log of the work has said why
     except UserError as error:
-        report_final(error)
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)

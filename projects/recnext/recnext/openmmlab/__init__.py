@@ -15,6 +15,5 @@ from .hooks import (  # noqa: E402, F401
     deploy,
     evaluation_record,
     finite_loss,
-    store,
     throughput,
 )

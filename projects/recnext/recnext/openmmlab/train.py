@@ -16,7 +16,7 @@ from .distributed import can_sync_norms, check_same_start, get_process_info, joi
 from .hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
 from .optim import use_bfloat16
 from .runner import build_runner, run_on
-from .store import Store, share_newest_checkpoint
+from .store import use_store
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
         wandb: Project of Weights & Biases to log to; ``''`` for one of the config's name.
         mlflow: Address of the MLflow server to log to.
         total_batch_size: Images an iteration of all processes together, in place of the config's for each.
-        store: Where checkpoints and logs are copied to, and fetched from to go on; see :class:`Store`.
+        store: Where checkpoints go, and are fetched from to go on: ``s3://bucket/runs``; see :func:`use_store`.
         data_root: Of the dataset, in place of the config's.
         cfg_options: Merged into the config.
         launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
@@ -62,7 +62,6 @@ def train(
     cfg = load_config(config, cfg_options)
     check_keys(cfg)
     check_optimizer(cfg)
-    place = Store(store) if store else None
     if not cfg.get('train_dataloader'):
         raise UserError(
             f'{config} has no train_dataloader, and so nothing to train on. To train on from its weights, name them in '
@@ -70,6 +69,7 @@ def train(
         )
     cfg.launcher = launcher
     set_work_dir(cfg, config, work_dir)
+    resume = use_store(cfg, store, resume)
     meta_model = build_on_meta(cfg.model)
     set_data_root(cfg, data_root, ('train', 'val'), meta_model)
     process = get_process_info(launcher)
@@ -94,10 +94,6 @@ def train(
     if mlflow:
         experiment = name_of(config, cfg)
         add_tracker(cfg, '--mlflow', 'mlflow', type='MLflowVisBackend', tracking_uri=mlflow, exp_name=experiment)
-    if place:
-        add_hook(cfg, 'StoreHook', url=store)
-        if resume == 'auto' or (resume is None and cfg.get('resume')):
-            share_newest_checkpoint(place, cfg.work_dir)
     start = choose_weights(cfg, resume, meta_model)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
