@@ -128,8 +128,8 @@ def check_own_device(device: torch.device, local_rank: int) -> None:
     if local_rank >= count:
         raise UserError(
             f'Process {local_rank} of this machine has no device of its own: found {count} of kind {device.type} for '
-            f'at least {local_rank + 1} processes.\n  Start at most {count} per machine. Under Slurm, let each task see '
-            'all GPUs of its node (--gres or --gpus-per-node, with --gpu-bind=none).'
+            f'at least {local_rank + 1} processes.\n  Start at most {count} per machine. Under Slurm, let each task '
+            'see all GPUs of its node (--gres or --gpus-per-node, with --gpu-bind=none).'
         )
     if device.index not in (None, local_rank):
         raise UserError(
