@@ -16,7 +16,9 @@ from helpers.tools import descendants, free_port, is_running, run_tool, wait_unt
 from PIL import Image
 
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
+from projects.recnext.recnext.openmmlab.distributed import get_process_info
 from projects.recnext.recnext.samples.scenes import write_dataset
+from projects.recnext.recnext.utils.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -237,6 +239,14 @@ def test_slurm_that_does_not_tell_the_first_node(trained, tmp_path):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 1 and 'error: Slurm does not tell the first node of node[3-4]' in said
     assert 'Set MASTER_ADDR' in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize(('launcher', 'words'), [('slurm', 'srun .*SLURM_PROCID'), ('pytorch', 'torchrun .*RANK')])
+def test_a_launcher_that_has_not_started_the_process(monkeypatch, launcher, words):
+    for name in ('SLURM_PROCID', 'RANK'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=words):
+        get_process_info(launcher)
 
 
 @pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])

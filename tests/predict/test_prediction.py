@@ -576,8 +576,9 @@ def test_places(monkeypatch):
     assert get_process_info('none') == ProcessInfo(0, 1, 0)
     for name, value in dict(SLURM_PROCID='3', SLURM_LOCALID='1', SLURM_NTASKS='8').items():
         monkeypatch.setenv(name, value)
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT'):
         monkeypatch.setenv(name, '')
+    monkeypatch.setenv('MASTER_ADDR', 'node1')
     assert get_process_info('slurm') == get_process_info('pytorch') == ProcessInfo(3, 8, 1)
 
 

@@ -32,13 +32,17 @@ def get_process_info(launcher: str) -> ProcessInfo:
             ``'slurm'``, whose variables are then set as torchrun's, too.
 
     Raises:
-        UserError: Slurm does not tell the first node of the job.
+        UserError: this process was not started so, or Slurm does not tell the first node of the job.
     """
     if launcher == 'none':
         return ProcessInfo()
-    if launcher == 'slurm':
-        _set_torchrun_variables()
-    return ProcessInfo(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
+    try:
+        if launcher == 'slurm':
+            _set_torchrun_variables()
+        return ProcessInfo(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
+    except KeyError as error:
+        by = 'srun (tools/slurm_*.sh)' if launcher == 'slurm' else 'torchrun (tools/dist_*.sh)'
+        raise UserError(f'--launcher {launcher} is for processes that {by} starts: {error} is not set.') from None
 
 
 def _set_torchrun_variables() -> None:
