@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -11,6 +12,7 @@ from helpers.reference import ROOT
 from helpers.tiny import write_tiny_config
 
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
+from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.utils.errors import UserError
 
@@ -48,6 +50,10 @@ def s3(tmp_path_factory) -> str:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def train(config: Path, work_dir: Path, resume: str | None = None, **options) -> None:
+    run_train(str(config), TrainOptions(str(work_dir), resume, **options))
+
+
 def list_names(url: str) -> list[str]:
     fs, root = fsspec.url_to_fs(url)
     return sorted(path.removeprefix(root).lstrip('/') for path in fs.find(root))
@@ -58,15 +64,15 @@ def test_a_run_goes_on_where_its_work_dir_is_not(url, scenes, tmp_path):
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)
     here, elsewhere = tmp_path / 'here' / 'run', tmp_path / 'elsewhere' / 'run'
     options = {'default_hooks.checkpoint.max_keep_ckpts': 2}
-    run_train(str(config), str(here), store=url, cfg_options={**options, 'train_cfg.max_iters': 3})
+    train(config, here, store=url, cfg_options={**options, 'train_cfg.max_iters': 3})
     assert list_names(f'{url}/run') == ['iter_2.pth', 'iter_3.pth'] and not list(here.rglob('*.pth'))
     # An older one in the work dir does not count; the address may stand in the config as well.
     elsewhere.mkdir(parents=True)
     torch.save({}, elsewhere / 'iter_1.pth')
     in_config = {'default_hooks.checkpoint.out_dir': url, 'train_cfg.max_iters': 4}
-    run_train(str(config), str(elsewhere), 'auto', cfg_options={**options, **in_config})
+    train(config, elsewhere, 'auto', cfg_options={**options, **in_config})
     assert list_names(f'{url}/run') == ['iter_3.pth', 'iter_4.pth']
-    run_train(str(config), str(tmp_path / 'alone'), cfg_options={'train_cfg.max_iters': 4})
+    train(config, tmp_path / 'alone', cfg_options={'train_cfg.max_iters': 4})
     fs, root = fsspec.url_to_fs(f'{url}/run')
     fs.get_file(f'{root}/iter_4.pth', str(tmp_path / 'back.pth'))
     ours, theirs = (
@@ -75,17 +81,17 @@ def test_a_run_goes_on_where_its_work_dir_is_not(url, scenes, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     # From the weights alone, and from a checkpoint that is named.
     address = f'{url}/run/iter_4.pth'
-    run_train(str(config), str(tmp_path / 'new'), cfg_options={'load_from': address, 'train_cfg.max_iters': 1})
-    run_train(str(config), str(tmp_path / 'on'), address, cfg_options={'train_cfg.max_iters': 5})
+    train(config, tmp_path / 'new', cfg_options={'load_from': address, 'train_cfg.max_iters': 1})
+    train(config, tmp_path / 'on', address, cfg_options={'train_cfg.max_iters': 5})
     assert (tmp_path / 'new' / 'iter_1.pth').exists()
     assert [path.name for path in (tmp_path / 'on').glob('*.pth')] == ['iter_5.pth']
 
 
 def test_a_newer_checkpoint_of_the_work_dir_counts(scenes, tmp_path):
     config, url = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION), f'memory://{tmp_path.name}'
-    run_train(str(config), str(tmp_path / 'run'), store=url, cfg_options={'train_cfg.max_iters': 1})
-    run_train(str(config), str(tmp_path / 'run'), cfg_options={'train_cfg.max_iters': 2})
-    run_train(str(config), str(tmp_path / 'run'), 'auto', store=url, cfg_options={'train_cfg.max_iters': 3})
+    train(config, tmp_path / 'run', store=url, cfg_options={'train_cfg.max_iters': 1})
+    train(config, tmp_path / 'run', cfg_options={'train_cfg.max_iters': 2})
+    train(config, tmp_path / 'run', 'auto', store=url, cfg_options={'train_cfg.max_iters': 3})
     assert list_names(f'{url}/run') == ['iter_1.pth', 'iter_3.pth'] and not (tmp_path / 'run' / '.store').exists()
 
 
@@ -102,14 +108,14 @@ def test_a_store_that_cannot_be_used_is_said_before_training(scenes, tmp_path, r
     if settings.get('store', '').startswith('s3'):
         request.getfixturevalue('s3')
     with pytest.raises(UserError, match=words) as error:
-        run_train(str(write_tiny_config(tmp_path, scenes)), str(tmp_path / 'work'), **settings)
+        train(write_tiny_config(tmp_path, scenes), tmp_path / 'work', **settings)
     assert len(str(error.value).splitlines()) == 1 and not (tmp_path / 'work').exists()
 
 
 def test_a_store_that_may_not_be_written(scenes, tmp_path):
     (tmp_path / 'store').write_text('a file in the way')
     with pytest.raises(UserError, match='store cannot be used: '):
-        run_train(str(write_tiny_config(tmp_path, scenes)), str(tmp_path / 'w'), store=(tmp_path / 'store').as_uri())
+        train(write_tiny_config(tmp_path, scenes), tmp_path / 'w', store=(tmp_path / 'store').as_uri())
 
 
 def test_importing_leaves_mmengines_file_io_alone():

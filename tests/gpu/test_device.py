@@ -46,8 +46,8 @@ from projects.recnext.recnext.models.label_map import label_map
 from projects.recnext.recnext.openmmlab.builder import build_without_weights
 from projects.recnext.recnext.openmmlab.config import load_config
 from projects.recnext.recnext.openmmlab.distributed import backend_of, can_sync_norms
-from projects.recnext.recnext.openmmlab.hooks.compile import compile_for_training
-from projects.recnext.recnext.openmmlab.optim import use_bfloat16
+from projects.recnext.recnext.openmmlab.hooks import compile_for_training
+from projects.recnext.recnext.openmmlab.loops import use_bfloat16
 from projects.recnext.recnext.openmmlab.segmentor import FastEncoderDecoder
 from projects.recnext.recnext.predict.predictor import Predictor
 from projects.recnext.recnext.runtimes.cuda_graph import GraphedNetwork

@@ -5,8 +5,9 @@ import torch
 from helpers.tiny import write_tiny_config
 
 from projects.recnext.recnext.openmmlab.segmentor import FastEncoderDecoder
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
-from projects.recnext.recnext.openmmlab.train import train
+from projects.recnext.recnext.openmmlab.train import TrainOptions, train
 
 
 @pytest.fixture
@@ -27,11 +28,11 @@ def searching(monkeypatch) -> dict[str, set[bool]]:
 
 def test_only_training_searches(searching, scenes, tmp_path):
     extra = 'train_cfg = dict(max_iters=4, val_interval=2)'
-    train(str(write_tiny_config(tmp_path, scenes, extra)), work_dir=str(tmp_path / 'work'))
+    train(str(write_tiny_config(tmp_path, scenes, extra)), TrainOptions(work_dir=str(tmp_path / 'work')))
     assert searching == dict(loss={True}, predict={False})
     assert torch.backends.cudnn.benchmark
 
 
 def test_testing_does_not_search(searching, tiny, scenes, tmp_path):
-    run_test(*map(str, tiny), work_dir=str(tmp_path), data_root=str(scenes))
+    run_test(*map(str, tiny), TestOptions(work_dir=str(tmp_path), data_root=str(scenes)))
     assert searching['predict'] == {False}

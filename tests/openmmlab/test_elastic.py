@@ -24,8 +24,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from projects.recnext.recnext.checkpoints.files import find_newest_checkpoint, read_checkpoint, write_checkpoint
-from projects.recnext.recnext.openmmlab.hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
-from projects.recnext.recnext.openmmlab.train import share_batch
+from projects.recnext.recnext.openmmlab.stop_at_signal import StopAtSignalHook, StoppedInEpoch
+from projects.recnext.recnext.openmmlab.train import TrainOptions, share_batch
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.utils.errors import START_AGAIN, UserError
 from projects.recnext.recnext.utils.signals import StopRequest, noted_stop_signals
@@ -139,7 +139,7 @@ def test_two_machines_killed_at_random(full, scenes, tmp_path, nodes):
     if full:
         run('dist_train.sh', config, 2 * per_machine, '--work-dir', folder, *arguments[6:])
     else:
-        run_train(str(config), str(folder), total_batch_size=4, cfg_options=settings)
+        run_train(str(config), TrainOptions(str(folder), total_batch_size=4, cfg_options=settings))
     ours = samples(notes)
     assert ours == samples(folder / 'notes') and ours.keys() == set(range(1, last + 1))
     again = sum(len(drawn) for noted in iterations(notes).values() for _, drawn in noted) - 4 * last
@@ -202,8 +202,8 @@ def test_a_signal_to_the_whole_group(scenes, tmp_path, number):
     assert find_newest_checkpoint(work) == str(work / f'iter_{stopped}.pth')
     assert f'after iteration {stopped}. Started with --resume, training continues from {work}' in said
     options = {'train_cfg.max_iters': stopped + 2}
-    run_train(str(config), str(work), resume='auto', cfg_options=options)
-    run_train(str(config), str(tmp_path / 'undisturbed'), cfg_options=options)
+    run_train(str(config), TrainOptions(str(work), resume='auto', cfg_options=options))
+    run_train(str(config), TrainOptions(str(tmp_path / 'undisturbed'), cfg_options=options))
     ours, theirs = (weights(folder / f'iter_{stopped + 2}.pth') for folder in (work, tmp_path / 'undisturbed'))
     assert largest_difference(ours, theirs) == 0
 
@@ -265,13 +265,13 @@ def test_more_and_fewer_processes(scenes, tmp_path):
     config = write_tiny_config(tmp_path, scenes, WITHOUT_CHANCE + WITHOUT_VALIDATION + noting(notes))
     options = ['--work-dir', work, '--total-batch-size', 4]
     run('dist_train.sh', config, 2, *options, '--cfg-options', 'train_cfg.max_iters=2')
-    run_train(str(config), str(work), 'auto', total_batch_size=4, cfg_options={'train_cfg.max_iters': 5})
+    run_train(str(config), TrainOptions(str(work), 'auto', total_batch_size=4, cfg_options={'train_cfg.max_iters': 5}))
     said = run('dist_train.sh', config, 2, *options, '--resume', '--cfg-options', 'train_cfg.max_iters=7')
     assert '4 images per iteration (2 processes x 2)' in said
     folder = tmp_path / 'one'
     folder.mkdir()
     config = write_tiny_config(folder, scenes, WITHOUT_CHANCE + WITHOUT_VALIDATION + noting(folder / 'notes'))
-    run_train(str(config), str(folder), total_batch_size=4, cfg_options={'train_cfg.max_iters': 7})
+    run_train(str(config), TrainOptions(str(folder), total_batch_size=4, cfg_options={'train_cfg.max_iters': 7}))
     noted = iterations(notes)
     assert [{world_size for world_size, _ in noted[number]} for number in range(1, 8)] == [{2}] * 2 + [{1}] * 3 + [
         {2}
@@ -285,12 +285,12 @@ def test_other_images_an_iteration_still_take_each_sample_once(scenes, tmp_path)
     """Without --total-batch-size; and a checkpoint that does not say how many went before is taken as before."""
     notes, work = tmp_path / 'notes', tmp_path / 'work'
     config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION + noting(notes))
-    run_train(str(config), str(work), total_batch_size=3, cfg_options={'train_cfg.max_iters': 2})
-    run_train(str(config), str(work), 'auto', cfg_options={'train_cfg.max_iters': 4})
+    run_train(str(config), TrainOptions(str(work), total_batch_size=3, cfg_options={'train_cfg.max_iters': 2}))
+    run_train(str(config), TrainOptions(str(work), 'auto', cfg_options={'train_cfg.max_iters': 4}))
     folder = tmp_path / 'alone'
     folder.mkdir()
     alone = write_tiny_config(folder, scenes, WITHOUT_VALIDATION + noting(folder / 'notes'))
-    run_train(str(alone), str(folder), total_batch_size=1, cfg_options={'train_cfg.max_iters': 10})
+    run_train(str(alone), TrainOptions(str(folder), total_batch_size=1, cfg_options={'train_cfg.max_iters': 10}))
     order = [samples(folder / 'notes')[number][0] for number in range(1, 11)]
     assert samples(notes) == {1: sorted(order[:3]), 2: sorted(order[3:6]), 3: sorted(order[6:8]), 4: sorted(order[8:])}
 
@@ -299,7 +299,9 @@ def test_other_images_an_iteration_still_take_each_sample_once(scenes, tmp_path)
     write_checkpoint(old, folder / 'old.pth')
     (notes_of_old := folder / 'notes of old').mkdir()
     config = write_tiny_config(folder, scenes, WITHOUT_VALIDATION + noting(notes_of_old))
-    run_train(str(config), str(folder / 'work'), str(folder / 'old.pth'), cfg_options={'train_cfg.max_iters': 3})
+    run_train(
+        str(config), TrainOptions(str(folder / 'work'), str(folder / 'old.pth'), cfg_options={'train_cfg.max_iters': 3})
+    )
     assert samples(notes_of_old) == {3: sorted(order[4:6])}  # 2 iterations of 2 images
 
 

@@ -12,7 +12,7 @@ from helpers.tools import assert_user_error, run_tool
 from mmengine.config import Config
 
 from projects.recnext.recnext.checkpoints.files import write_checkpoint
-from projects.recnext.recnext.openmmlab.hooks.finite_loss import FiniteLossHook, last_good_checkpoint
+from projects.recnext.recnext.openmmlab.hooks import FiniteLossHook, last_good_checkpoint
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import CONFIGS
 
@@ -36,7 +36,12 @@ def test_a_real_run_that_diverges(scenes, tmp_path):
 
 
 def runner(work_dir: Path, world_size: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(iter=6, world_size=world_size, work_dir=str(work_dir))
+    return SimpleNamespace(iter=6, rank=0, world_size=world_size, work_dir=str(work_dir), cfg=run_in(work_dir))
+
+
+def run_in(work_dir: Path) -> Config:
+    checkpoint = dict(type='CheckpointHook', by_epoch=False)
+    return Config(dict(work_dir=str(work_dir), default_hooks=dict(checkpoint=checkpoint)))
 
 
 def batch(number: int) -> dict:
@@ -61,15 +66,15 @@ def test_a_finite_loss_and_other_figures_go_on(tmp_path):
 
 
 def test_spoiled_and_unreadable_checkpoints_are_passed_over(tmp_path):
-    assert last_good_checkpoint(tmp_path, 20) is None
+    assert last_good_checkpoint(run_in(tmp_path), 20) is None
     for number, value in ((2, 1.0), (10, 2.0), (11, float('nan')), (12, float('inf')), (20, 3.0)):
         weights = dict(a=torch.tensor([0.0, value]), count=torch.tensor(number))
         write_checkpoint(dict(state_dict=weights, meta=dict(iter=number)), tmp_path / f'iter_{number}.pth')
     (tmp_path / 'iter_13.pth').write_bytes(b'PK\x03\x04 and no more')
     shutil.copy(tmp_path / 'iter_2.pth', tmp_path / 'best_mIoU_iter_14.pth')
     for iteration, number in ((21, 20), (20, 10), (11, 10), (10, 2)):
-        assert last_good_checkpoint(tmp_path, iteration) == tmp_path / f'iter_{number}.pth'
-    assert last_good_checkpoint(tmp_path, 2) is None
+        assert last_good_checkpoint(run_in(tmp_path), iteration) == tmp_path / f'iter_{number}.pth'
+    assert last_good_checkpoint(run_in(tmp_path), 2) is None
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)

@@ -19,7 +19,9 @@ from PIL import Image
 from projects.recnext.recnext.openmmlab.builder import build_on_meta
 from projects.recnext.recnext.openmmlab.config import average_augmented, load_config, show_pictures
 from projects.recnext.recnext.openmmlab.config_check import check_keys
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
+from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.predict.predictor import Predictor
 from projects.recnext.recnext.samples.scenes import write_dataset
@@ -175,18 +177,20 @@ def logged(work_dir: Path) -> list[dict]:
 def test_all_that_our_tools_do(data, tmp_path, config):
     path, root, options = str(CONFIGS / config), data_of(config, data), small(config)
     common = dict(data_root=root, cfg_options=options)
-    run_train(path, str(tmp_path / 'work'), **common)
+    run_train(path, TrainOptions(str(tmp_path / 'work'), **common))
     (tmp_path / 'work' / 'iter_2.pth').unlink()
-    run_train(path, str(tmp_path / 'work'), resume='auto', **common)
+    run_train(path, TrainOptions(str(tmp_path / 'work'), resume='auto', **common))
     lines = [line['step'] for line in logged(tmp_path / 'work') if 'loss' in line]
     assert lines == [1, 2, 2]
     checkpoint = str(tmp_path / 'work' / 'iter_2.pth')
-    metrics = run_test(path, checkpoint, str(tmp_path / 'test'), show_dir=str(tmp_path / 'pictures'), **common)
+    metrics = run_test(
+        path, checkpoint, TestOptions(str(tmp_path / 'test'), show_dir=str(tmp_path / 'pictures'), **common)
+    )
     assert metrics and all(np.isfinite(value) for value in metrics.values())
     names = sorted(picture.stem for picture in (tmp_path / 'pictures').glob('*.png'))
     assert len(names) == 2
     assert all(Image.open(picture).width == 1350 for picture in (tmp_path / 'pictures').glob('*.png'))
-    averaged = run_test(path, checkpoint, str(tmp_path / 'tta'), tta=True, **common)
+    averaged = run_test(path, checkpoint, TestOptions(str(tmp_path / 'tta'), tta=True, **common))
     assert averaged.keys() == metrics.keys()
     predictor = Predictor(path, checkpoint, cfg_options=options)
     image = next(Path(root).rglob('*val*/**/*[0-9].[pj]*g'), None) or next(Path(root).rglob('*leftImg8bit.png'))
@@ -210,10 +214,12 @@ def test_the_metrics_are_those_of_mmsegs_own_segmentor(data, tmp_path):
     torch.nn.init.normal_(runner.model.decode_head.conv_seg.weight)
     torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / 'weights.pth')
     theirs = runner.test()
+    common = dict(data_root=data_of(config, data), cfg_options=options)
     ours = run_test(
-        str(CONFIGS / config), str(tmp_path / 'weights.pth'), str(tmp_path / 'work'), out=str(tmp_path / 'ours'),
-        data_root=data_of(config, data), cfg_options=options,
-    )  # fmt: skip
+        str(CONFIGS / config),
+        str(tmp_path / 'weights.pth'),
+        TestOptions(str(tmp_path / 'work'), out=str(tmp_path / 'ours'), **common),
+    )
     assert ours == theirs
     maps = sorted((tmp_path / 'theirs').glob('*.png'))
     assert len(maps) == 2 and len(np.unique(np.array(Image.open(maps[0])))) > 1

@@ -9,6 +9,7 @@ from mmseg.evaluation import IoUMetric
 from PIL import Image
 
 from projects.recnext.recnext.openmmlab.segmentor import FastEncoderDecoder
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
@@ -50,7 +51,7 @@ def test_a_batch_is_started_before_the_one_before_is_measured(tiny, scenes, tmp_
     said, predict, process = [], FastEncoderDecoder.predict, IoUMetric.process
     monkeypatch.setattr(FastEncoderDecoder, 'predict', lambda *args: (said.append('start'), predict(*args))[1])
     monkeypatch.setattr(IoUMetric, 'process', lambda *args: (said.append('measure'), process(*args))[1])
-    run_test(*map(str, tiny), work_dir=str(tmp_path), data_root=str(scenes), overlap=True)
+    run_test(*map(str, tiny), TestOptions(work_dir=str(tmp_path), data_root=str(scenes), overlap=True))
     assert said == ['start', *['start', 'measure'] * 6, 'measure']
 
 
@@ -63,5 +64,5 @@ def test_what_goes_wrong_with_a_batch_ends_the_test(tiny, scenes, tmp_path, monk
 
     monkeypatch.setattr(FastEncoderDecoder, 'predict', fail)
     with pytest.raises(UserError, match='nothing for 1'):
-        run_test(*map(str, tiny), work_dir=str(tmp_path), data_root=str(scenes), overlap=True)
+        run_test(*map(str, tiny), TestOptions(work_dir=str(tmp_path), data_root=str(scenes), overlap=True))
     assert len(seen) == 1

@@ -44,16 +44,3 @@ def test_panels_stand_side_by_side(visualizer, image, with_labels, tmp_path):
     visualizer.add_datasample('one', image, sample, out_file=str(tmp_path / 'one.png'), with_labels=with_labels)
     height, width = visualizer.get_image().shape[:2]
     assert width > 3 * height and (tmp_path / 'one.png').exists()
-
-
-def test_a_figure_is_made_when_something_is_drawn_on_it(visualizer, image):
-    """And what mmengine's visualizer draws is then what it draws on a figure made in advance."""
-    drawn = []
-    for one in (visualizer, SegLocalVisualizer('test_mmseg_s_visualizer')):
-        assert ('fig_save' in vars(one)) == (one is not visualizer)
-        one.set_image(image)
-        one.draw_bboxes(torch.tensor([[5.0, 5.0, 30.0, 20.0]]), edge_colors='r')
-        drawn.append(one.get_image())
-    assert visualizer.dpi == one.dpi
-    assert np.array_equal(*drawn) and not np.array_equal(drawn[0], image)
-    assert not hasattr(visualizer, 'nothing')

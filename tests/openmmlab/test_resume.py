@@ -1,6 +1,7 @@
 """A run that is killed anywhere and resumed ends with the weights of the run that was not."""
 
 import os
+import pickle
 import random
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from helpers.disks import STALLED, stalling_disk
 from helpers.reference import ROOT
 from helpers.tiny import write_tiny_config
 from helpers.tools import assert_user_error, run_tool
+from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
-from mmengine.fileio import get_file_backend
-from mmengine.runner import runner
+from mmengine.fileio import LocalBackend, get_file_backend
 
 from projects.recnext.recnext.checkpoints.files import CheckpointError, find_newest_checkpoint, read_checkpoint
+from projects.recnext.recnext.openmmlab.resume import ATOMIC, read_newest, write_atomically
 from projects.recnext.recnext.openmmlab.seeded import ResumableSampler
+from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.samples.scenes import write_dataset
 from projects.recnext.recnext.utils.errors import UserError
@@ -146,30 +150,143 @@ def test_resuming_late_is_as_quick_as_starting(monkeypatch):
     assert place == 160_000 and 0 <= index < 20210
 
 
-def test_files_are_written_atomically(tmp_path, monkeypatch):
-    path = tmp_path / 'new' / 'a.pth'
-    backend = get_file_backend(path)
-    backend.put(b'old', path)
+class TestAtomicBackend:
+    """Local checkpoints are there in full or not at all; whatever is no regular file stays what it is."""
 
-    def full_disk(descriptor):
-        raise OSError(28, 'No space left on device')
+    backend = get_file_backend(backend_args=dict(backend=ATOMIC))
 
-    monkeypatch.setattr(os, 'fsync', full_disk)
-    with pytest.raises(UserError, match=r'a\.pth cannot be written: the disk is full'):
-        backend.put(b'new', path)
-    assert path.read_bytes() == b'old' and [p.name for p in path.parent.iterdir()] == ['a.pth']
+    def test_a_full_disk_leaves_what_was_there(self, tmp_path, monkeypatch):
+        path = tmp_path / 'new' / 'a.pth'
+        self.backend.put(b'old', path)
+
+        def full_disk(descriptor):
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(os, 'fsync', full_disk)
+        for kind in (OSError, UserError):
+            with pytest.raises(kind, match=r'a\.pth cannot be written: the disk is full'):
+                self.backend.put(b'new', path)
+        assert path.read_bytes() == b'old' and [p.name for p in path.parent.iterdir()] == ['a.pth']
+
+    def test_links_pipes_and_devices_stay(self, tmp_path):
+        (tmp_path / 'target').write_bytes(b'old')
+        (tmp_path / 'link').symlink_to('target')
+        self.backend.put(b'new', tmp_path / 'link')
+        assert (tmp_path / 'link').is_symlink() and (tmp_path / 'target').read_bytes() == b'new'
+        os.mkfifo(tmp_path / 'pipe')
+        with ThreadPoolExecutor() as pool:
+            written = pool.submit(self.backend.put, b'through', tmp_path / 'pipe')
+            assert (tmp_path / 'pipe').read_bytes() == b'through' and written.result() is None
+        assert (tmp_path / 'pipe').is_fifo()
+        self.backend.put(b'gone', '/dev/null')
+        assert Path('/dev/null').is_char_device()
+
+    def test_it_can_be_pickled_and_is_nobodys_default(self, tmp_path):
+        assert type(pickle.loads(pickle.dumps(self.backend))) is type(self.backend)
+        assert type(get_file_backend(tmp_path)) is LocalBackend
+
+    @pytest.mark.parametrize(
+        ('hook', 'backend'),
+        [
+            ({}, dict(backend=ATOMIC)),
+            (dict(out_dir='elsewhere'), dict(backend=ATOMIC)),
+            (dict(out_dir='s3://bucket/runs'), None),
+            (dict(backend_args=dict(backend='local')), dict(backend='local')),
+        ],
+    )
+    def test_checkpoints_of_this_machine_are_written_through_it(self, hook, backend):
+        cfg = Config(dict(work_dir='w', default_hooks=dict(checkpoint=dict(type='CheckpointHook', **hook))))
+        write_atomically(cfg)
+        assert cfg.default_hooks.checkpoint.get('backend_args') == backend
+        bare = Config(dict(work_dir='w'))
+        write_atomically(bare)
+        assert bare.default_hooks.checkpoint == dict(type='CheckpointHook', backend_args=dict(backend=ATOMIC))
 
 
-def test_newest_checkpoint_does_not_depend_on_mmengines_note(tmp_path):
-    assert find_newest_checkpoint(tmp_path) is None and find_newest_checkpoint(tmp_path / 'no') is None
-    for name in ('iter_9.pth', 'iter_10.pth', 'best_mIoU_iter_12.pth', '.iter_11.pth.77.partial'):
-        torch.save({}, tmp_path / name)
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_'))
-    assert find_newest_checkpoint(tmp_path) == str(tmp_path / 'iter_10.pth')
-    assert runner.find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_10.pth')
-    cut(tmp_path / 'iter_10.pth')
-    assert runner.find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_9.pth')
-    assert runner.find_latest_checkpoint(str(tmp_path / 'no')) is None
+@pytest.mark.parametrize(
+    ('hook', 'folder', 'name'),
+    [
+        (dict(by_epoch=False), 'runs/mine', 'iter_{}.pth'),
+        ({}, 'runs/mine', 'epoch_{}.pth'),
+        (dict(filename_tmpl='model_{}.pth'), 'runs/mine', 'model_{}.pth'),
+        (dict(filename_tmpl='m{:06d}[x].pth'), 'runs/mine', 'm{:06d}[x].pth'),
+        (dict(by_epoch=False, out_dir='out'), 'out/mine', 'iter_{}.pth'),
+    ],
+)
+def test_what_to_resume_is_what_the_checkpoint_hook_writes(tmp_path, monkeypatch, hook, folder, name):
+    monkeypatch.chdir(tmp_path)
+    hook = dict(type='CheckpointHook', **hook)
+    cfg = Config(dict(work_dir='runs/mine/', default_hooks=dict(checkpoint=hook)))
+    assert read_newest(cfg) is None
+    for other in ('runs/mine', folder):
+        Path(other).mkdir(parents=True, exist_ok=True)
+        for stray in ('iter_800.pth', 'epoch_700.pth', 'best_mIoU_iter_900.pth', '.iter_11.pth.77.partial'):
+            torch.save(dict(stray=stray), Path(other, stray))
+    for stray in Path(folder).glob(name.partition('{')[0] + '*'):
+        stray.unlink()
+    for number in (9, 10):
+        torch.save(dict(meta=dict(iter=number)), Path(folder, name.format(number)))
+    assert read_newest(cfg)[0] == Path(folder, name.format(10))
+    cut(Path(folder, name.format(10)))
+    path, content, damaged = read_newest(cfg)
+    assert path == Path(folder, name.format(9)) and content == dict(meta=dict(iter=9)) and len(damaged) == 1
+
+
+def test_of_two_hooks_the_one_that_wrote_last_counts(tmp_path):
+    hooks = [dict(type='CheckpointHook'), dict(type='mmengine.CheckpointHook', by_epoch=False)]
+    cfg = Config(dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=hooks[0]), custom_hooks=hooks[1:]))
+    for name, iteration in (('epoch_3.pth', 900), ('iter_800.pth', 800)):
+        torch.save(dict(meta=dict(iter=iteration)), tmp_path / name)
+    assert read_newest(cfg)[0].name == 'epoch_3.pth'
+
+
+def test_a_run_with_names_of_its_own_is_resumed(scenes, tmp_path):
+    out, names = tmp_path / 'out' / 'work', 'model_{}.pth'
+    extra = f"default_hooks['checkpoint'].update(filename_tmpl={names!r}, out_dir={str(out.parent)!r})"
+    config = write_tiny_config(tmp_path, scenes, extra)
+    for iterations in (1, 2):
+        options = {'train_cfg.max_iters': iterations}
+        run_train(str(config), TrainOptions(str(tmp_path / 'work'), resume='auto', cfg_options=options))
+    assert read_checkpoint(out / 'model_2.pth')['meta']['iter'] == 2
+    logs = sorted((tmp_path / 'work').glob('*/*.log'))
+    assert 'resumed epoch: 0, iter: 1' in logs[-1].read_text()
+
+
+@pytest.mark.parametrize('key', ['meta.config', 'meta.cfg', 'hub.cfg'])
+def test_no_text_of_a_checkpoint_is_run(scenes, undisturbed, tmp_path, key):
+    """Neither now nor by those who load what this run writes, such as mmseg's inferencer without a config."""
+    attack = f"__import__('pathlib').Path({str(tmp_path / 'made')!r}).touch()"
+    content = torch.load(undisturbed.with_name('iter_5.pth'), weights_only=False)
+    place = content['message_hub']['runtime_info'] if key == 'hub.cfg' else content['meta']
+    place[key.partition('.')[2]] = f'x = {attack}'
+    torch.save(content, tmp_path / 'attack.pth')
+    config, work = write_tiny_config(tmp_path, scenes), tmp_path / 'work'
+    run_train(str(config), TrainOptions(str(work), resume=str(tmp_path / 'attack.pth')))
+    assert not (tmp_path / 'made').exists()
+    written = torch.load(work / 'iter_8.pth', weights_only=False)
+    assert attack not in written['message_hub']['runtime_info']['cfg'] and attack not in str(written['meta'])
+    assert_bit_equal(weights(work / 'iter_8.pth'), weights(undisturbed))
+
+
+def test_a_checkpoint_names_no_file_for_removal(scenes, undisturbed, tmp_path):
+    """CheckpointHook removes the best checkpoint so far, where the message hub says that it is, for a better one."""
+    precious = tmp_path / 'best_photos'
+    precious.mkdir()
+    content = torch.load(undisturbed.with_name('iter_5.pth'), weights_only=False)
+    content['message_hub']['runtime_info'].update(best_ckpt=str(precious), best_score=-1.0, keep_ckpt_ids=['../a'])
+    torch.save(content, tmp_path / 'attack.pth')
+    config = write_tiny_config(tmp_path, scenes, "default_hooks['checkpoint'].update(save_best='mIoU')")
+    options = {'train_cfg.max_iters': 6, 'train_cfg.val_interval': 6, 'default_hooks.checkpoint.max_keep_ckpts': 1}
+    resumed = TrainOptions(str(tmp_path / 'work'), resume=str(tmp_path / 'attack.pth'), cfg_options=options)
+    run_train(str(config), resumed)
+    assert precious.is_dir() and list(tmp_path.glob('work/best_mIoU_iter_*.pth'))
+
+
+def test_a_sampler_that_needs_our_loop_says_so(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes)
+    options = {'train_cfg.type': 'IterBasedTrainLoop'}
+    with pytest.raises(UserError, match=r'ResumableSampler needs train_cfg\.type=ResumableTrainLoop'):
+        run_train(str(config), TrainOptions(str(tmp_path / 'work'), cfg_options=options))
 
 
 def cut(path: Path) -> None:
@@ -197,7 +314,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(scenes, undistur
     work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6, 7)
     harm(work / 'iter_6.pth')
     harm(work / 'iter_7.pth')
-    run_train(str(write_tiny_config(tmp_path, scenes)), str(work), resume='auto')
+    run_train(str(write_tiny_config(tmp_path, scenes)), TrainOptions(str(work), resume='auto'))
     said = next(work.glob('*/*.log')).read_text()
     (line,) = (line for line in said.splitlines() if 'goes on from' in line)
     assert 'WARNING' in line and line.endswith(f'Training goes on from {work / "iter_5.pth"}.')
@@ -226,4 +343,4 @@ def test_a_damaged_checkpoint_that_is_named_is_an_error(scenes, undisturbed, tmp
     work = copy_of(undisturbed.parent, tmp_path / 'work', 5, 6)
     cut(work / 'iter_6.pth')
     with pytest.raises(CheckpointError, match=r'iter_6\.pth is truncated or damaged'):
-        run_train(str(write_tiny_config(tmp_path, scenes)), str(work), resume=str(work / 'iter_6.pth'))
+        run_train(str(write_tiny_config(tmp_path, scenes)), TrainOptions(str(work), resume=str(work / 'iter_6.pth')))

@@ -30,8 +30,9 @@ from projects.recnext.recnext.checkpoints.keys import ConversionError
 from projects.recnext.recnext.openmmlab import train as train_api
 from projects.recnext.recnext.openmmlab.config import load_config
 from projects.recnext.recnext.openmmlab.convert import convert_file
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
-from projects.recnext.recnext.openmmlab.train import describe_batch, scale_learning_rate
+from projects.recnext.recnext.openmmlab.train import TrainOptions, describe_batch, scale_learning_rate
 from projects.recnext.recnext.openmmlab.train import train as run_train
 from projects.recnext.recnext.utils.devices import SLOW_IN_16_BITS, lacks_half_precision
 from projects.recnext.recnext.utils.errors import UserError
@@ -255,7 +256,7 @@ def test_batch_and_learning_rate_are_said(batch, processes, scale, words):
 def test_a_tracker_must_be_installed(scenes, tmp_path, monkeypatch, tracker):
     monkeypatch.setattr(train_api.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=f'pip install {next(iter(tracker))}'):
-        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(scenes), **tracker)
+        run_train(str(DEMO_CONFIG), TrainOptions(str(tmp_path / 'work'), data_root=str(scenes), **tracker))
     assert not (tmp_path / 'work').exists()
 
 
@@ -350,7 +351,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(re
     assert_user_error(result, str(real_m3), 'arch m3', '382 disagreement', '... and 372 more')
     assert not work.exists()
     with pytest.raises(UserError, match='382 disagreement'):
-        run_train(str(config_of('m4')), str(work), data_root=str(scenes), cfg_options=dict(load_from=str(real_m3)))
+        run_train(
+            str(config_of('m4')),
+            TrainOptions(str(work), data_root=str(scenes), cfg_options=dict(load_from=str(real_m3))),
+        )
     assert not work.exists()
 
 
@@ -374,7 +378,7 @@ def test_a_dataset_that_would_fail_later_is_refused_at_once(scenes, tmp_path, ha
         shutil.rmtree(image.parent)
     words = {'suffix': 'no images', 'annotation': 'lacks 1 of 8 annotations', 'empty': 'does not exist'}[harm]
     with pytest.raises(UserError, match=words):
-        run_train(str(DEMO_CONFIG), str(tmp_path / 'work'), data_root=str(data))
+        run_train(str(DEMO_CONFIG), TrainOptions(str(tmp_path / 'work'), data_root=str(data)))
     assert not (tmp_path / 'work').exists()
 
 
@@ -388,7 +392,11 @@ def test_a_dataset_that_would_fail_later_is_refused_at_once(scenes, tmp_path, ha
 )
 def test_options_that_do_not_fit_are_named(real_m3, ade20k_sample, tmp_path, options, words):
     with pytest.raises(UserError, match=words):
-        run_test(str(CONFIG), str(real_m3), str(tmp_path / 'w'), data_root=str(ade20k_sample), cfg_options=options)
+        run_test(
+            str(CONFIG),
+            str(real_m3),
+            TestOptions(str(tmp_path / 'w'), data_root=str(ade20k_sample), cfg_options=options),
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -30,6 +30,7 @@ from projects.recnext.recnext.openmmlab.config import load_config, named_classes
 from projects.recnext.recnext.openmmlab.convert import convert_file
 from projects.recnext.recnext.openmmlab.loading import load_segmentor
 from projects.recnext.recnext.openmmlab.stored_config import decode_config, encode_config
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.openmmlab.train import train
 from projects.recnext.recnext.predict import download
@@ -159,7 +160,7 @@ def test_figures_are_those_of_a_test_of_the_same_weights(hub, tiny, scenes, tmp_
     work = str(tmp_path / 'work')
     with pytest.raises(UserError, match=r'No evaluation\.json'):
         push(config, checkpoint, 'user/tiny', metrics=work)
-    figures = run_test(config, checkpoint, work_dir=work, data_root=str(scenes))
+    figures = run_test(config, checkpoint, TestOptions(work_dir=work, data_root=str(scenes)))
     push(config, checkpoint, 'user/tiny', metrics=work)
     measured = json.loads(hub.files('user/tiny')['config.json'])['measured']
     assert measured == dict({key: figures[key] for key in ('aAcc', 'mIoU', 'mAcc')}, images=3)

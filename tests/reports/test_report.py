@@ -28,6 +28,7 @@ from projects.recnext.recnext.openmmlab.record import (
     read_evaluation,
     write_evaluation,
 )
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.reports import html_report as report
 from projects.recnext.recnext.reports.html_report import write_report
@@ -66,7 +67,7 @@ def runs(scenes, tmp_path_factory) -> dict[str, str]:
 def test(runs: dict, work_dir: Path, **options: object) -> Path:
     """Test the first run here; the folder of the log."""
     trained = Path(next(iter(runs)))
-    run_test(str(trained.parent / 'tiny.py'), str(trained / 'iter_4.pth'), str(work_dir), **options)
+    run_test(str(trained.parent / 'tiny.py'), str(trained / 'iter_4.pth'), TestOptions(str(work_dir), **options))
     return next(path for path in work_dir.iterdir() if path.is_dir())
 
 

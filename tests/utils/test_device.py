@@ -13,6 +13,7 @@ from projects.recnext.recnext.cli.environment import list_accelerators
 from projects.recnext.recnext.cli.main import build_parser
 from projects.recnext.recnext.openmmlab.distributed import backend_of, check_own_device, prepare_processes
 from projects.recnext.recnext.openmmlab.runner import run_on
+from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.predict.predictor import Predictor
 from projects.recnext.recnext.utils.devices import describe_device, find_device, lacks_half_precision
@@ -198,7 +199,7 @@ def test_the_commands_take_a_device():
 @pytest.mark.usefixtures('no_accelerator')
 def test_an_absent_device_is_said_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(UserError, match='finds no xpu here'):
-        run_test(*map(str, tiny), work_dir=str(tmp_path / 'work'), device='xpu')
+        run_test(*map(str, tiny), TestOptions(work_dir=str(tmp_path / 'work'), device='xpu'))
     assert not (tmp_path / 'work').exists()
     with pytest.raises(UserError, match='finds no mps here'):
         Predictor(*tiny, device='mps')

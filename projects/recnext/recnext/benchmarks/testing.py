@@ -10,9 +10,10 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
+from ..checkpoints.files import read_checkpoint
 from ..checkpoints.releases import resolve_checkpoint
 from ..openmmlab.builder import build_on_meta
-from ..openmmlab.checks import check_checkpoint, set_data_root
+from ..openmmlab.checks import check_fit, set_data_root
 from ..openmmlab.config import is_segmentor, load_config, set_work_dir
 from ..openmmlab.deployable import DeployableModel
 from ..utils.devices import AUTO, describe_device, find_device
@@ -89,14 +90,15 @@ def prepare_comparison(
         UserError: what is missing or does not fit.
     """
     set_work_dir(cfg, config, work_dir)
-    set_data_root(cfg, data_root, ('test',))
+    meta_model = build_on_meta(cfg.model)
+    set_data_root(cfg, data_root, ('test',), meta_model.num_classes)
     cfg.setdefault('default_scope', 'mmseg')
     if 'data_preprocessor' in cfg:  # mmpretrain's place for it, from where MMEngine's Runner takes it to the model
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if checkpoint:
         checkpoint = str(resolve_checkpoint(checkpoint))
-        check_checkpoint(cfg, checkpoint)
-    elif not isinstance(build_on_meta(cfg.model), DeployableModel):
+        check_fit(meta_model, checkpoint, read_checkpoint(checkpoint))
+    elif not isinstance(meta_model, DeployableModel):
         raise UserError(
             f'model.type is {cfg.model.type}; FastEncoderDecoder and RecNeXtClassifier are what can be compared with '
             "mmseg's and mmpretrain's own."

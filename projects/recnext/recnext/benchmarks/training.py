@@ -15,8 +15,8 @@ from torch import distributed, nn
 from ..openmmlab.builder import build_without_weights
 from ..openmmlab.config import load_segmentor_config
 from ..openmmlab.distributed import backend_of
-from ..openmmlab.hooks.compile import compile_for_training
-from ..openmmlab.optim import use_bfloat16
+from ..openmmlab.hooks import compile_for_training
+from ..openmmlab.loops import use_bfloat16
 from ..utils.devices import AUTO, find_device
 from ..utils.memory import can_tell_peak, peak_memory, reset_peak
 from ..utils.timing import Stopwatch

@@ -120,18 +120,20 @@ def logged_scalars(history: type) -> list:
     """
     from numpy._core import multiarray
 
-    def statistic(owner: object, name: str) -> Callable | None:
-        """Return what mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
-        # By name: of those that are set here and for the process, torch takes either.
-        if getattr(owner, '__name__', '') not in ('HistoryBuffer', 'IgnoredHistory') or name not in HISTORY_STATISTICS:
-            raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
-        return getattr(owner, name, None)
-
     dtypes = [np.dtype, *(type(np.dtype(code)) for code in ('f2', 'f4', 'f8', 'i4', 'i8', '?'))]
     arrays = [np.ndarray]
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2 | numpy 1
         arrays += [(multiarray._reconstruct, f'{module}._reconstruct'), (multiarray.scalar, f'{module}.scalar')]
-    return [(history, HISTORY), (statistic, 'builtins.getattr'), *arrays, *dtypes]
+    return [(history, HISTORY), (_statistic, 'builtins.getattr'), *arrays, *dtypes]
+
+
+def _statistic(owner: object, name: str) -> Callable | None:
+    """Return what mmengine's checkpoints need of ``getattr``: the statistics that a HistoryBuffer refers to."""
+    # One function for either class: torch keeps those of the process and those of a block in one set, in any order.
+    known = owner is IgnoredHistory or f'{getattr(owner, "__module__", "")}.{getattr(owner, "__name__", "")}' == HISTORY
+    if not known or name not in HISTORY_STATISTICS:
+        raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {name!r} is more than a log of scalars needs')
+    return getattr(owner, name, None)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

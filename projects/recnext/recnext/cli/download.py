@@ -2,12 +2,13 @@
 
 import argparse
 
+from .options import WrongUse
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'checkpoints/README.md lists the names. A transfer that was cut off is continued.'
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument('names', nargs='*', default=[], metavar='NAME', help='such as recnext_m3_ade20k')
-    which.add_argument('--all', action='store_true', dest='every', help='all of them')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='such as recnext_m3_ade20k')
+    parser.add_argument('--all', action='store_true', dest='every', help='all of them')
     parser.add_argument(
         '--dir', dest='folder', metavar='DIR', help="where to put them (default: the project's checkpoints)"
     )
@@ -17,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.every == bool(args.names):
+        raise WrongUse('expected either NAME or --all')
     from ..predict.download import download_checkpoints
 
     for line in download_checkpoints(**vars(args)):

@@ -11,6 +11,7 @@ except ModuleNotFoundError:  # nothing is completed then
     FILE = None
 
 from ..checkpoints.hub import SCHEME
+from ..utils.errors import name_missing_extra
 
 WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""
@@ -30,8 +31,10 @@ class CfgOptions(argparse.Action):
         values: Sequence[str],
         option_string: str | None = None,
     ) -> None:
-        from mmengine.config import DictAction
-
+        try:
+            from mmengine.config import DictAction
+        except ModuleNotFoundError as error:
+            parser.exit(1, f'error: {name_missing_extra(error)}\n')
         wrong = [value for value in values if '=' not in value]
         if wrong:
             parser.error(f'{option_string} takes key=value; found {" ".join(wrong)}')

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..openmmlab.test import test
+    from ..openmmlab.test import TestOptions, test
 
     del args.eval
-    test(**with_deployment(with_weights(args)))
+    settings = with_deployment(with_weights(args))
+    test(settings.pop('config'), settings.pop('checkpoint'), TestOptions(**settings))

@@ -1,6 +1,8 @@
 """Train a segmentor or a classifier."""
 
 import argparse
+from collections.abc import Sequence
+from itertools import pairwise
 
 from .options import add_config, add_config_options, add_launcher_options, whole_number
 
@@ -40,7 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launcher_options(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    from ..openmmlab.train import train
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Take a config behind ``--resume`` for what it is: mmseg's option of that name takes no checkpoint."""
+    bare = [
+        number
+        for number, (option, value) in enumerate(pairwise(arguments))
+        if option == '--resume' and value.endswith('.py')
+    ]
+    return ['--resume=auto' if number in bare else argument for number, argument in enumerate(arguments)]
 
-    train(**vars(args))
+
+def run(args: argparse.Namespace) -> None:
+    from ..openmmlab.train import TrainOptions, train
+
+    config = vars(args).pop('config')
+    train(config, TrainOptions(**vars(args)))

@@ -1,49 +1,52 @@
-"""Networks built from a config without memory, to know which tensors they have."""
+"""Networks built from a config: without memory, to know which tensors they have, or without reading weights."""
 
 import copy
-from collections.abc import Callable
+import warnings
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ..models.classifier import TwoBranchHead
 from ..models.recnext import ARCHS, RecNeXt
 from ..utils.errors import UserError
 from ..utils.paths import CONFIGS
+from .config_check import named_mistakes
 from .pretrained import pretrained_files, without_pretrained
 
 
 def build_on_meta(model_cfg: dict) -> nn.Module:
-    """The network of a config's ``model`` on the ``meta`` device: names, shapes and dtypes, but no values.
+    """Build the network of a config's ``model`` on the ``meta`` device: names, shapes and dtypes, but no values.
 
     Raises:
         UserError: it cannot be built; with the reason, such as the name of a misspelt argument.
     """
     init_default_scope('mmseg')
-    try:
+    _check_heads(model_cfg)
+    with named_mistakes('model', model_cfg), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # mmseg's about itself
         try:
-            with torch.device('meta'), _WithoutDrawing():
+            with torch.device('meta'):
                 return MODELS.build(copy.deepcopy(model_cfg))  # EncoderDecoder changes what it is built from
         except RuntimeError:
             # Swin and others read numbers off a tensor as they are built, and one on this device has none.
             return MODELS.build(copy.deepcopy(model_cfg)).to('meta')
-    except (TypeError, KeyError, AssertionError, RuntimeError) as error:
-        raise UserError(f'The model of the config cannot be built: {error}') from None
 
 
-class _WithoutDrawing(TorchFunctionMode):
-    """Draw no random numbers: to draw them on the ``meta`` device loads PyTorch's compiler, a second of work."""
-
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
+def _check_heads(model_cfg: dict) -> None:
+    """Refuse several heads where one is expected: only the word for the segmentor has been changed."""
+    heads, kind = model_cfg.get('decode_head'), model_cfg.get('type')
+    if kind in ('FastEncoderDecoder', 'RecNeXtEncoderDecoder') and isinstance(heads, list | tuple):
+        raise UserError(
+            f'model.decode_head has {len(heads)} heads, one after the other, and {kind} takes one. Cascades '
+            "(CascadeEncoderDecoder) train and test with mmseg's own tools."
+        )
 
 
 def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
-    """The network of a config's ``model``, with ``changes`` to it, as its constructors leave it: no file is read."""
+    """Build the network of a config's ``model``, with ``changes`` to it, and read no file of weights."""
     init_default_scope('mmseg')
     model_cfg = copy.deepcopy(model_cfg)
     model_cfg.update(changes)

@@ -1,5 +1,6 @@
 """Configs: read, with the options of a command applied, and asked about their data."""
 
+from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -8,12 +9,16 @@ from mmseg.registry import DATASETS
 
 from ..checkpoints.hub import DESCRIPTION
 from ..checkpoints.releases import find_released_config
-from ..utils.errors import UserError
+from ..utils.errors import UserError, name_missing_extra
 from ..utils.paths import find_config, find_path
 from .listing import leaves
 from .stored_config import load_stored_config
 
 SPLITS = ('train', 'val', 'test')
+
+PACKAGE = __package__.rpartition('.')[0]
+MOVED = {'models.classifier': 'openmmlab.classifier', 'models.timm_models': 'timm'}
+"""Modules that older configs import for what they register, and their names today; the others are ``openmmlab``."""
 
 TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
 """What the Runner needs for training only; it takes either all of them or none."""
@@ -35,9 +40,14 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     else:
         path = find_released_config(str(path)) or find_config(path)
         try:
-            cfg = Config.fromfile(path)
+            cfg = Config.fromfile(path, import_custom_modules=False)
+            import_custom_modules(cfg)
+        except ModuleNotFoundError as error:
+            if name_missing_extra(error):
+                raise
+            raise _unreadable(path, error) from None
         except Exception as error:  # a config is a program of the user's
-            raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
+            raise _unreadable(path, error) from None
     try:
         cfg.merge_from_dict(cfg_options or {})
     except Exception as error:
@@ -48,6 +58,39 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
             # torch refuses the pair, and --cfg-options num_workers=0 should be enough.
             loader.persistent_workers = False
     return cfg
+
+
+def _unreadable(path: str | Path, error: Exception) -> UserError:
+    return UserError(f'{path} cannot be read: {type(error).__name__}: {error}')
+
+
+def import_custom_modules(cfg: Config) -> None:
+    """Import what a config names in ``custom_imports``, as mmengine does, with the modules of before under their names.
+
+    ``cfg.custom_imports`` then has the names of today.
+
+    Raises:
+        ImportError: there is no such module, and ``allow_failed_imports`` is not set.
+    """
+    if not cfg.get('custom_imports'):
+        return
+    imports = cfg.custom_imports.imports
+    names = [imports] if isinstance(imports, str) else imports
+    cfg.custom_imports.imports = list(dict.fromkeys(map(_current_name, names)))
+    for name in cfg.custom_imports.imports:
+        try:
+            import_module(name)
+        except ImportError:
+            if not cfg.custom_imports.get('allow_failed_imports'):
+                raise
+
+
+def _current_name(module: str) -> str:
+    """Return where a module of this package that an older config names is registered from today."""
+    inside = module.removeprefix(f'{PACKAGE}.')
+    if module != PACKAGE and (inside == module or inside.partition('.')[0] == 'openmmlab'):
+        return module
+    return f'{PACKAGE}.{MOVED.get(inside, "openmmlab")}'
 
 
 def name_of(config: str | Path, cfg: Config) -> str:

@@ -9,11 +9,12 @@ from mmengine.logging import print_log
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from ..checkpoints.files import read_checkpoint
 from ..checkpoints.keys import check_weights_fit, get_state_dict, of_other_classes
 from ..checkpoints.releases import resolve_checkpoint
 from ..models.deployable import Deployable
 from .folding import fold_conv_modules
-from .pretrained import StrictlyPretrained, log_loaded, read_to_load
+from .pretrained import StrictlyPretrained, log_loaded
 
 
 class DeployableModel(Deployable, StrictlyPretrained):
@@ -31,7 +32,21 @@ class DeployableModel(Deployable, StrictlyPretrained):
     class_tensors: re.Pattern
     """The names of the tensors whose first dimension is the number of classes."""
 
+    weights_checked = False
+    """Whether what is loaded next has been adapted to this network already; see :meth:`load_checked`."""
+
+    def load_checked(self, weights: dict[str, Tensor]) -> None:
+        """Load what :meth:`adapt_state_dict` of a network of the same config has returned, without checking again."""
+        self.weights_checked = True
+        try:
+            self.load_state_dict(weights)
+        finally:
+            del self.weights_checked
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        if self.weights_checked:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
         mine = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         fitting = self.adapt_state_dict(mine)
         if fitting.keys() != mine.keys():
@@ -63,9 +78,9 @@ class DeployableModel(Deployable, StrictlyPretrained):
 
     def load_pretrained(self, checkpoint: str) -> None:
         """Load a model of the same kind, all of it or all but the classifier of another number of classes."""
-        path = resolve_checkpoint(checkpoint)
-        weights, own = self.adapt_state_dict(read_to_load(path), other_classes=True), self.state_dict()
-        self.load_state_dict({**own, **weights})
+        path, own = resolve_checkpoint(checkpoint), self.state_dict()
+        weights = self.adapt_state_dict(read_checkpoint(path), other_classes=True)
+        self.load_checked({**own, **weights})
         log_loaded(self.kind.capitalize(), path, weights, sorted(own.keys() - weights.keys()))
 
     @property

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
+from ..checkpoints.files import read_checkpoint
 from ..checkpoints.releases import resolve_checkpoint
 from .builder import build_without_weights
-from .checks import check_checkpoint
+from .checks import check_fit
 from .config import load_segmentor_config
 from .segmentor import FastEncoderDecoder
 
@@ -34,7 +35,7 @@ def load_segmentor(config: str | Path, checkpoint: str | Path, cfg_options: dict
     """
     cfg = load_segmentor_config(config, cfg_options)
     file = str(resolve_checkpoint(str(checkpoint)))
-    content = check_checkpoint(cfg, file)
+    content = read_checkpoint(file)
     network = build_without_weights(cfg.model)
-    network.load_state_dict(network.adapt_state_dict(content))
+    network.load_checked(check_fit(network, file, content))
     return TrainedSegmentor(cfg, file, content, network.eval())

@@ -1,7 +1,6 @@
-"""A visualizer whose pictures have image, truth and prediction side by side over a legend."""
+"""A visualizer whose pictures have image, ground truth and prediction side by side over a legend."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -16,8 +15,6 @@ from ..drawing.overlay import mix
 PANEL_INCHES = 4.5
 DPI = 100
 LEGEND_COLUMNS = 6
-FIGURE = ('fig_save_canvas', 'fig_save', 'ax_save', 'dpi')
-"""What mmengine's visualizer has of the figure that it draws on."""
 
 
 @VISUALIZERS.register_module()
@@ -32,19 +29,6 @@ class SegPanelVisualizer(SegLocalVisualizer):
     def __init__(self, name: str = 'visualizer', picture_dir: str | None = None, **kwargs: object) -> None:
         super().__init__(name, **kwargs)
         self.picture_dir = picture_dir
-        for part in FIGURE:
-            delattr(self, part)
-
-    def _initialize_fig(self, fig_cfg: dict) -> tuple[None, ...]:
-        """No figure until something is drawn on it: few runs draw, and importing matplotlib takes half a second."""
-        return (SimpleNamespace(get_dpi=lambda: None),) * 3  # mmengine asks for it at once
-
-    def __getattr__(self, name: str) -> object:
-        if name not in FIGURE:
-            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
-        canvas, figure, axes = super()._initialize_fig(self.fig_save_cfg)
-        vars(self).update(zip(FIGURE, (canvas, figure, axes, figure.get_dpi())))
-        return vars(self)[name]
 
     @master_only
     def add_datasample(
@@ -66,7 +50,7 @@ class SegPanelVisualizer(SegLocalVisualizer):
             name: Title and identifier.
             image: (H, W, 3), RGB, uint8.
             data_sample: With ``gt_sem_seg`` and/or ``pred_sem_seg``, each (1, H, W).
-            draw_gt: Whether to draw the truth.
+            draw_gt: Whether to draw the ground truth.
             draw_pred: Whether to draw the prediction.
             show: Open a window instead of writing.
             wait_time: Seconds that the window stays; 0 means until a key is pressed.

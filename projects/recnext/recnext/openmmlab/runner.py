@@ -1,6 +1,7 @@
-"""MMEngine's Runner, which names a file that is at fault, records evaluations and reads no checkpoint twice."""
+"""MMEngine's Runner, which names a file or a setting that is at fault, and gets nothing of a checkpoint to run."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -9,9 +10,11 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.device import utils as mmengine_device
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints.files import read_checkpoint
@@ -19,17 +22,29 @@ from ..checkpoints.releases import resolve_checkpoint
 from ..utils.signals import outlive_stop_signals
 from .checks import Start
 from .compat import forward_log
+from .config_check import named_mistakes
 from .guarded_pipeline import GuardedPipeline
-from .hooks.algorithm_search import NoAlgorithmSearchHook
-from .hooks.evaluation_record import EvaluationRecordHook
-from .hooks.gather import GatherInWorkDirHook
+from .hooks import EvaluationRecordHook, GatherInWorkDirHook, NoAlgorithmSearchHook, unwrap
+from .pretrained import log_loaded
+from .resume import only_data
 
 
 class GuardedRunner(Runner):
     """mmengine's Runner, with a :class:`GuardedPipeline` in every dataset that it builds."""
 
     start: Start | None = None
-    """The checkpoint that the config names in ``load_from``, if it has been read."""
+    """The checkpoint that the config names in ``load_from``, if a check has read it."""
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """See :meth:`Runner.build_model`; without the warnings of mmseg about itself."""
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return super().build_model(model)
+
+    def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:
+        """See :meth:`Runner.build_optim_wrapper`."""
+        with named_mistakes('optim_wrapper', optim_wrapper):
+            return super().build_optim_wrapper(optim_wrapper)
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args: object, **kwargs: object) -> DataLoader:
@@ -50,17 +65,23 @@ class GuardedRunner(Runner):
     ) -> dict:
         """Load a checkpoint, of which nothing is run: neither what is pickled in it nor the text of a config.
 
-        The file of :attr:`start` has been read already.
+        The file of :attr:`start` has been read, checked and adapted already.
         """
-        if self.start is not None and self.start.content is not None and filename == self.start.path:
-            content = self.start.pop()
+        model, start = unwrap(self.model), self.start
+        if start is not None and start.content and filename == str(start.path):
+            content, checked = start.pop(), True
+            if start.other_classes:
+                own, found = model.state_dict(), content['state_dict']
+                log_loaded(model.kind.capitalize(), start.path, found, sorted(own.keys() - found.keys()))
+                content['state_dict'] = {**own, **found}
         else:
-            content = read_checkpoint(resolve_checkpoint(filename), map_location, HistoryBuffer)
-        if isinstance(content.get('meta'), dict):
-            content['meta'].pop('config', None)  # Runner.resume would run it as a Python config
+            content, checked = read_checkpoint(resolve_checkpoint(filename), map_location, HistoryBuffer), False
+        content = only_data(content, self.cfg)
         self.call_hook('after_load_checkpoint', checkpoint=content)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        _load_checkpoint_to_model(model, content, strict, revise_keys=revise_keys)
+        if checked and 'ema_state_dict' not in content:  # which EMAHook loads, and nothing has checked
+            model.load_checked(content['state_dict'])
+        else:
+            _load_checkpoint_to_model(model, content, strict, revise_keys=revise_keys)
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return content
@@ -73,7 +94,7 @@ def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _innermost(dataset: Dataset) -> Iterator[BaseDataset]:
-    """The datasets with a pipeline inside wrappers such as ConcatDataset, RepeatDataset and SeededDataset."""
+    """Yield the datasets with a pipeline inside wrappers such as ConcatDataset, RepeatDataset and SeededDataset."""
     inside = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     for part in inside:
         if part is not None:
@@ -83,27 +104,32 @@ def _innermost(dataset: Dataset) -> Iterator[BaseDataset]:
 
 
 def build_runner(cfg: Config, start: Start | None = None) -> GuardedRunner:
-    """The Runner of a config, with the hooks that every run here has.
+    """Build the Runner of a config, with the hooks that every run here has.
 
     Args:
         cfg: Of the run.
-        start: The checkpoint of ``cfg.load_from``, if it has been read; it is let go of when it is loaded.
+        start: What the run begins with, if a check has read it; it is let go of when it is loaded.
     """
     if cfg.get('visualizer'):
         # mmengine would hand out that of an earlier run in this process, with its folders, if it has the same name.
         cfg.visualizer.pop('name', None)
-    runner = GuardedRunner.from_cfg(cfg)
+    with named_mistakes('', cfg):
+        runner = GuardedRunner.from_cfg(cfg)
     forward_log()
-    runner.start = start
-    runner.register_hook(GatherInWorkDirHook())
-    runner.register_hook(EvaluationRecordHook())
-    runner.register_hook(NoAlgorithmSearchHook())
+    for hook in (GatherInWorkDirHook(), EvaluationRecordHook(), NoAlgorithmSearchHook()):
+        runner.register_hook(hook)
+    if start is not None:
+        runner.start = start
+        if start.backbone:
+            unwrap(runner.model).backbone.read_before, start.backbone = start.backbone, None
+        for note in start.notes:
+            runner.logger.warning(note)
     return runner
 
 
 @contextlib.contextmanager
 def run_on(device: torch.device) -> Iterator[None]:
-    """While a Runner is built and works: on this device.
+    """Make mmengine build and run everything on a device inside this context.
 
     Defect: mmengine takes the first kind of device that it knows and finds, at import, and asks nobody.
 

@@ -8,7 +8,7 @@ can go on with another number of them.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from itertools import islice
 
 import numpy as np
@@ -17,16 +17,26 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset
 
+from ..utils.errors import UserError
+
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(InfiniteSampler):
     """mmengine's InfiniteSampler, the same order, that can start anywhere.
 
     Yields (place, index): the place of a sample in the order that all processes share, and its index in the dataset.
+
+    Raises:
+        UserError: the dataset takes no such pairs, since the loop is not :class:`.ResumableTrainLoop`.
     """
 
     start = 0
     """How many samples of the order, of all processes together, to skip; read when the iteration begins."""
+
+    def __init__(self, dataset: Sized, **kwargs: object) -> None:
+        if hasattr(dataset, 'metainfo') and not isinstance(dataset, SeededDataset):
+            raise UserError('ResumableSampler needs train_cfg.type=ResumableTrainLoop, or take InfiniteSampler.')
+        super().__init__(dataset, **kwargs)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first = self.start + self.rank

@@ -10,9 +10,9 @@ from fsspec import url_to_fs  # torch brings it along
 from mmengine.config import Config
 from mmengine.fileio import BaseStorageBackend, FileClient, register_backend
 
-from ..checkpoints.files import NUMBERED, find_newest_checkpoint
 from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_write
+from .resume import name_pattern
 
 WITH_FOLDERS = {'file', 'local', 'sftp', 'ssh', 'smb', 'ftp', 'hdfs', 'webhdfs'}  # elsewhere files appear in full
 
@@ -58,28 +58,24 @@ def use_store(cfg: Config, url: str | None, resume: str | None) -> str | None:
     hook = cfg.setdefault('default_hooks', {}).get('checkpoint') or dict(type='CheckpointHook', interval=1)
     # To mmengine, s3:// is Petrel's, whatever is registered; to fsspec, s3a:// is the same.
     address = re.sub('^s3://', 's3a://', url or hook.get('out_dir') or '')
+    if address:
+        cfg.default_hooks.checkpoint = {**hook, 'out_dir': address}
     try:
-        if address:
-            cfg.default_hooks.checkpoint = {**hook, 'out_dir': address}
-            prefixes = re.findall('^(.+)://', address)
+        if '://' in address:
             for register in (register_backend, FileClient.register_backend):
-                register('fsspec', FsspecBackend, force=True, prefixes=prefixes)
+                register('fsspec', FsspecBackend, force=True, prefixes=address.partition('://')[0])
             folder = posixpath.join(address, os.path.basename(os.path.abspath(cfg.work_dir)))  # as the hook does
             FsspecBackend().put(b'', probe := f'{folder}/.writable-{token_hex(4)}')
             FsspecBackend().remove(probe)
             if resume == 'auto' or (resume is None and cfg.get('resume') and not cfg.get('load_from')):
-                newest = max(url_to_fs(folder)[0].find(folder, maxdepth=1), key=_number, default='')
-                if _number(newest) > _number(find_newest_checkpoint(cfg.work_dir) or ''):
-                    resume = f'{folder}/{os.path.basename(newest)}'
+                paths = [f'{folder}/{Path(path).name}' for path in url_to_fs(folder)[0].find(folder, maxdepth=1)]
+                paths += map(str, Path(cfg.work_dir).glob('*'))  # these last: of the same, the one that is here
+                numbered = {int(m[1]): path for path in paths if (m := name_pattern(hook).fullmatch(Path(path).name))}
+                resume = numbered[max(numbered)] if numbered else resume
         cfg.load_from = _fetch(address := cfg.get('load_from'), cfg.work_dir)
         return _fetch(address := resume, cfg.work_dir)
     except Exception as error:  # each kind of store has its own
         raise UserError(f'{address} cannot be used: {type(error).__name__}: {first_line(error)}') from error
-
-
-def _number(path: str) -> int:
-    match = NUMBERED.fullmatch(os.path.basename(path))
-    return int(match[1]) if match else -1
 
 
 def _fetch(checkpoint: str | None, work_dir: str) -> str | None:

@@ -1,14 +1,14 @@
 """Testing a checkpoint as a config says."""
 
 import dataclasses
+from dataclasses import dataclass
 
-from ..checkpoints.releases import resolve_checkpoint
 from ..runtimes.deployment import DEFAULT, Deployment
 from ..utils.devices import AUTO, find_device
 from ..utils.errors import UserError
 from ..utils.files import make_folder
 from .builder import build_on_meta
-from .checks import Start, check_checkpoint, set_data_root
+from .checks import adapt, read_start, set_data_root
 from .config import (
     TRAINING_KEYS,
     add_hook,
@@ -18,46 +18,52 @@ from .config import (
     set_work_dir,
     show_pictures,
 )
-from .config_check import check_keys
+from .config_check import check_keys, named_mistakes
 from .distributed import get_process_info, joined_processes
 from .runner import build_runner, run_on
 
 
-def test(
-    config: str,
-    checkpoint: str,
-    work_dir: str | None = None,
-    out: str | None = None,
-    show: bool = False,
-    show_dir: str | None = None,
-    wait_time: float = 2,
-    tta: bool = False,
-    deployment: Deployment = DEFAULT,
-    batch_size: int | None = None,
-    overlap: bool = False,
-    device: str = AUTO,
-    data_root: str | None = None,
-    cfg_options: dict | None = None,
-    launcher: str = 'none',
-) -> dict[str, float]:
+@dataclass
+class TestOptions:
+    """How :func:`test` tests, beside what the config says."""
+
+    work_dir: str | None = None
+    """Where logs go; ``work_dirs/<config>`` if None."""
+    out: str | None = None
+    """Folder for the label maps, as PNG in the numbering of the annotations."""
+    show: bool = False
+    """Open a window for each picture."""
+    show_dir: str | None = None
+    """Folder for pictures of image, ground truth and prediction."""
+    wait_time: float = 2
+    """Seconds that each window stays."""
+    tta: bool = False
+    """Average over the scales and flips of the config."""
+    deployment: Deployment = DEFAULT
+    """The form in which the network is run."""
+    batch_size: int | None = None
+    """Images in a batch; those of one size go through the network together."""
+    overlap: bool = False
+    """Start a batch before the last one is measured: :class:`.OverlappedTestLoop`."""
+    device: str = AUTO
+    """See :func:`.find_device`; of several processes each takes one of a kind."""
+    data_root: str | None = None
+    """Folder of the dataset, in place of the config's."""
+    cfg_options: dict | None = None
+    """Merged into the config."""
+    launcher: str = 'none'
+    """What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``."""
+
+    __test__ = False  # for pytest, which collects classes of such a name
+
+
+def test(config: str, checkpoint: str, options: TestOptions = TestOptions()) -> dict[str, float]:
     """Evaluate a checkpoint; see ``recnext test --help``.
 
     Args:
         config: Path of the config.
         checkpoint: Path or address of the weights, of mmseg 1.x or 0.x.
-        work_dir: Where logs go; ``work_dirs/<config>`` if None.
-        out: Folder for the label maps, as PNG in the numbering of the annotations.
-        show: Open a window for each picture.
-        show_dir: Folder for pictures of image, truth and prediction.
-        wait_time: Seconds that each window stays.
-        tta: Average over the scales and flips of the config.
-        deployment: The form in which the network is run.
-        batch_size: Images in a batch; those of one size go through the network together.
-        overlap: Start a batch before the last one is measured: :class:`~overlapped_testing.OverlappedTestLoop`.
-        device: See :func:`device.find_device`; of several processes each takes one of a kind.
-        data_root: Of the dataset, in place of the config's.
-        cfg_options: Merged into the config.
-        launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
+        options: What the user wants beside them.
 
     Returns:
         The metrics, in per cent.
@@ -65,34 +71,37 @@ def test(
     Raises:
         UserError: what is missing or does not fit, before anything is written.
     """
-    where = find_device(device, get_process_info(launcher).local_rank)
-    cfg = load_config(config, cfg_options)
+    device = find_device(options.device, get_process_info(options.launcher).local_rank)
+    cfg = load_config(config, options.cfg_options)
     check_keys(cfg)
-    if out and not is_segmentor(cfg):
+    if not cfg.get('test_dataloader'):
+        raise UserError(f'{config} has no test_dataloader, and so nothing to test on.')
+    if options.out and not is_segmentor(cfg):
         raise UserError('--out saves label maps, and a classifier makes none. --show-dir saves pictures.')
-    cfg.launcher = launcher
-    set_work_dir(cfg, config, work_dir)
+    cfg.launcher = options.launcher
+    set_work_dir(cfg, config, options.work_dir)
     meta_model = build_on_meta(cfg.model)
-    set_data_root(cfg, data_root, ('test',), meta_model)
-    cfg.load_from = str(resolve_checkpoint(checkpoint))
-    start = Start(cfg.load_from, check_checkpoint(cfg, cfg.load_from, meta_model))
+    set_data_root(cfg, options.data_root, ('test',), meta_model.num_classes)
+    start = read_start(checkpoint)
+    adapt(start, meta_model)
+    cfg.load_from = str(start.path)
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
-    add_hook(cfg, 'DeployHook', **dataclasses.asdict(deployment))
-    if batch_size:
-        cfg.test_dataloader.batch_size = batch_size
-    if overlap:
+    add_hook(cfg, 'DeployHook', **dataclasses.asdict(options.deployment))
+    if options.batch_size:
+        cfg.test_dataloader.batch_size = options.batch_size
+    if options.overlap:
         cfg.test_cfg.type = 'OverlappedTestLoop'
-        cfg.test_dataloader.pin_memory = where.type != 'cpu'
-    if show or show_dir:
-        show_pictures(cfg, show, show_dir, wait_time)
-    if tta:
+        cfg.test_dataloader.pin_memory = device.type != 'cpu'
+    if options.show or options.show_dir:
+        show_pictures(cfg, options.show, options.show_dir, options.wait_time)
+    if options.tta:
         average_augmented(cfg)
-    if out:
+    if options.out:
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         for evaluator in evaluators:
-            evaluator.update(output_dir=out, keep_results=True)
-    for folder in filter(None, (cfg.work_dir, out, show_dir)):
+            evaluator.update(output_dir=options.out, keep_results=True)
+    for folder in filter(None, (cfg.work_dir, options.out, options.show_dir)):
         make_folder(folder)
-    with run_on(where), joined_processes(cfg, where):
+    with run_on(device), joined_processes(cfg, device), named_mistakes('', cfg):
         return build_runner(cfg, start).test()

@@ -1,6 +1,7 @@
 """Training as a config says."""
 
 import importlib.util
+from dataclasses import dataclass
 
 from mmengine.config import Config
 
@@ -11,105 +12,112 @@ from ..utils.signals import noted_stop_signals
 from .builder import build_on_meta
 from .checks import Start, choose_weights, set_data_root
 from .config import add_hook, is_segmentor, load_config, name_of, set_work_dir
-from .config_check import check_keys, check_optimizer, check_parts_fit
+from .config_check import check_keys, check_parts_fit, named_mistakes
 from .distributed import can_sync_norms, check_same_start, get_process_info, joined_processes
-from .hooks.stop_at_signal import StopAtSignalHook, StoppedInEpoch
-from .optim import use_bfloat16
+from .loops import use_bfloat16
+from .resume import write_atomically
 from .runner import build_runner, run_on
+from .stop_at_signal import StopAtSignalHook, StoppedInEpoch
 from .store import use_store
 
 
-def train(
-    config: str,
-    work_dir: str | None = None,
-    resume: str | None = None,
-    amp: bool = False,
-    auto_scale_lr: bool = False,
-    channels_last: bool = False,
-    compile: bool = False,
-    tensorboard: bool = False,
-    wandb: str | None = None,
-    mlflow: str | None = None,
-    total_batch_size: int | None = None,
-    store: str | None = None,
-    data_root: str | None = None,
-    cfg_options: dict | None = None,
-    launcher: str = 'none',
-) -> None:
+@dataclass
+class TrainOptions:
+    """How :func:`train` trains, beside what the config says."""
+
+    work_dir: str | None = None
+    """Where logs and checkpoints go; ``work_dirs/<config>`` if None."""
+    resume: str | None = None
+    """``'auto'`` for the newest checkpoint of the run, or the path of one; None as the config says."""
+    amp: bool = False
+    """Mixed precision in bfloat16."""
+    auto_scale_lr: bool = False
+    """Scale the learning rate with the number of images per iteration."""
+    channels_last: bool = False
+    """Keep weights and activations in channels-last order."""
+    compile: bool = False
+    """Compile the network."""
+    tensorboard: bool = False
+    """Write TensorBoard files beside the JSON lines."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to; ``''`` for one of the config's name."""
+    mlflow: str | None = None
+    """Address of the MLflow server to log to."""
+    total_batch_size: int | None = None
+    """Images an iteration of all processes together, in place of the config's for each."""
+    store: str | None = None
+    """Where checkpoints go, and are fetched from to go on: ``s3://bucket/runs``; see :func:`use_store`."""
+    data_root: str | None = None
+    """Folder of the dataset, in place of the config's."""
+    cfg_options: dict | None = None
+    """Merged into the config."""
+    launcher: str = 'none'
+    """What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``."""
+
+
+def train(config: str, options: TrainOptions = TrainOptions()) -> None:
     """Train as the config says; see ``recnext train --help``.
 
     Args:
         config: Path of the config.
-        work_dir: Where logs and checkpoints go; ``work_dirs/<config>`` if None.
-        resume: ``'auto'`` for the newest checkpoint of ``work_dir``, or the path of one.
-        amp: Mixed precision in bfloat16.
-        auto_scale_lr: Scale the learning rate with the number of images per iteration.
-        channels_last: Keep weights and activations in channels-last order.
-        compile: Compile the network.
-        tensorboard: Write TensorBoard files beside the JSON lines.
-        wandb: Project of Weights & Biases to log to; ``''`` for one of the config's name.
-        mlflow: Address of the MLflow server to log to.
-        total_batch_size: Images an iteration of all processes together, in place of the config's for each.
-        store: Where checkpoints go, and are fetched from to go on: ``s3://bucket/runs``; see :func:`use_store`.
-        data_root: Of the dataset, in place of the config's.
-        cfg_options: Merged into the config.
-        launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``.
+        options: What the user wants beside it.
 
     Raises:
         UserError: what is missing or does not fit, before the first iteration.
         StartAgain: a signal has stopped training; it goes on with ``resume='auto'``.
     """
-    cfg = load_config(config, cfg_options)
+    cfg = load_config(config, options.cfg_options)
     check_keys(cfg)
-    check_optimizer(cfg)
     if not cfg.get('train_dataloader'):
         raise UserError(
             f'{config} has no train_dataloader, and so nothing to train on. To train on from its weights, name them in '
             'load_from of a config of your own.'
         )
-    cfg.launcher = launcher
-    set_work_dir(cfg, config, work_dir)
-    resume = use_store(cfg, store, resume)
+    cfg.launcher = options.launcher
+    set_work_dir(cfg, config, options.work_dir)
+    resume = use_store(cfg, options.store, options.resume)
     meta_model = build_on_meta(cfg.model)
-    set_data_root(cfg, data_root, ('train', 'val'), meta_model)
-    process = get_process_info(launcher)
-    where = find_device(process=process.local_rank)
-    if total_batch_size is not None:
-        share_batch(cfg, total_batch_size, process.world_size)
-    together = process.world_size if cfg.get('sync_bn') and can_sync_norms(where) else 1
-    check_parts_fit(cfg, is_segmentor(cfg), together, meta_model)
-    if amp:
-        use_bfloat16(cfg)
-    if auto_scale_lr:
-        scale_learning_rate(cfg)
-    if channels_last:
-        add_hook(cfg, 'ChannelsLastHook')
-    if compile:
-        add_hook(cfg, 'CompileHook')
-    if tensorboard:
-        add_tracker(cfg, '--tensorboard', 'tensorboard', type='TensorboardVisBackend')
-    if wandb is not None:
-        project = wandb or name_of(config, cfg)
-        add_tracker(cfg, '--wandb', 'wandb', type='WandbVisBackend', init_kwargs=dict(project=project))
-    if mlflow:
-        experiment = name_of(config, cfg)
-        add_tracker(cfg, '--mlflow', 'mlflow', type='MLflowVisBackend', tracking_uri=mlflow, exp_name=experiment)
+    set_data_root(cfg, options.data_root, ('train', 'val'), meta_model.num_classes)
+    process = get_process_info(options.launcher)
+    device = find_device(process=process.local_rank)
+    if options.total_batch_size is not None:
+        share_batch(cfg, options.total_batch_size, process.world_size)
+    sync_world_size = process.world_size if cfg.get('sync_bn') and can_sync_norms(device) else 1
+    check_parts_fit(cfg, is_segmentor(cfg), meta_model, sync_world_size)
+    _apply(cfg, options, name_of(config, cfg))
     start = choose_weights(cfg, resume, meta_model)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
-    with run_on(where), joined_processes(cfg, where):
+    with run_on(device), joined_processes(cfg, device):
         stopped = _run_training(cfg, start)
     if stopped:
         raise StartAgain(stopped)
 
 
-def _run_training(cfg: Config, start: Start | None) -> str | None:
+def _apply(cfg: Config, options: TrainOptions, name: str) -> None:
+    """Set a config to train as the options say; in place."""
+    write_atomically(cfg)
+    if options.amp:
+        use_bfloat16(cfg)
+    if options.auto_scale_lr:
+        scale_learning_rate(cfg)
+    if options.channels_last:
+        add_hook(cfg, 'ChannelsLastHook')
+    if options.compile:
+        add_hook(cfg, 'CompileHook')
+    if options.tensorboard:
+        add_tracker(cfg, '--tensorboard', 'tensorboard', type='TensorboardVisBackend')
+    if options.wandb is not None:
+        add_tracker(cfg, '--wandb', 'wandb', type='WandbVisBackend', init_kwargs=dict(project=options.wandb or name))
+    if options.mlflow:
+        add_tracker(cfg, '--mlflow', 'mlflow', type='MLflowVisBackend', tracking_uri=options.mlflow, exp_name=name)
+
+
+def _run_training(cfg: Config, start: Start) -> str | None:
     """Train to the end, or until a signal; then say what training goes on from."""
     runner = build_runner(cfg, start)
-    check_same_start(start and start.content['meta']['iter'])
+    check_same_start(start.content['meta']['iter'] if cfg.resume else None)
     runner.logger.info(describe_batch(cfg, runner.world_size))
-    if start and start.damaged:
-        runner.logger.warning(f'{" ".join(map(str, start.damaged))} Training goes on from {start.path}.')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and cfg.optim_wrapper.get('dtype') in (None, 'float16'):
         runner.logger.warning('float16: the recursion of RecNeXt is known to overflow in it. --amp means bfloat16.')
     bfloat16 = cfg.optim_wrapper.get('type') == 'Bfloat16OptimWrapper'  # mmengine's own refuses a CPU
@@ -119,7 +127,8 @@ def _run_training(cfg: Config, start: Start | None) -> str | None:
         hook = StopAtSignalHook(request)
         runner.register_hook(hook)
         try:
-            runner.train()
+            with named_mistakes('', cfg):
+                runner.train()
         except StoppedInEpoch:
             runner.call_hook('after_train')
     return hook.stopped

@@ -15,6 +15,16 @@ class StartAgain(Exception):
     """Work that was interrupted, as it was asked to be; the command line tools exit with :data:`START_AGAIN`."""
 
 
+OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
+"""Packages that only training, testing and configs of mmseg need."""
+
+
+def name_missing_extra(error: ModuleNotFoundError) -> str | None:
+    """Return how to install what an import did not find, if it is of OpenMMLab."""
+    package = (error.name or '').partition('.')[0]
+    return f'{package} is not installed, which this needs: pip install ".[mmseg]"' if package in OPENMMLAB else None
+
+
 def printable(text: object, most: int | None = None) -> str:
     """What comes from outside, for a message: on one line, with an escape for whatever a terminal would act on.
 

@@ -8,8 +8,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ...checkpoints.files import find_newest_checkpoint
-from ...utils.signals import StopRequest
+from ..checkpoints.files import find_newest_checkpoint
+from ..utils.signals import StopRequest
 
 
 class StoppedInEpoch(Exception):
