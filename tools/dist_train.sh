@@ -20,4 +20,8 @@ while [[ $# -gt 0 ]]; do
     shift || usage
 done
 [[ $restarts =~ ^[0-9]*$ ]] || usage
-train_on "$restarts" "$gpus" "$here/train.py" "$config" "${arguments[@]}"
+command=("$gpus" "$here/train.py" "$config" "${arguments[@]}")
+if [[ -n $restarts || ${NNODES:-1} == *:* ]]; then
+    run_with_restarts "${restarts:-3}" "${command[@]}"
+fi
+run_on "${command[@]}"

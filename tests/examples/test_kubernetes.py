@@ -49,7 +49,7 @@ def arguments_of(name: str) -> list[str]:
 @pytest.mark.parametrize('name', ['indexed_job.yaml', 'trainjob.yaml'])
 def test_the_commands_are_ours_and_torchruns(name):
     module, *rest = arguments_of(name)
-    assert module == 'projects.recnext.recnext.openmmlab.elastic'
+    assert module == 'torch.distributed.run'
     torchrun = parse_args(rest)
     assert torchrun.module and torchrun.training_script == 'projects.recnext.recnext.cli'
     assert torchrun.rdzv_backend == 'c10d' and torchrun.max_restarts == 10

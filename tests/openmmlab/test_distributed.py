@@ -16,7 +16,9 @@ from helpers.tools import descendants, free_port, is_running, run_tool, wait_unt
 from PIL import Image
 
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
+from projects.recnext.recnext.openmmlab.distributed import get_process_info
 from projects.recnext.recnext.samples.scenes import write_dataset
+from projects.recnext.recnext.utils.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -188,7 +190,7 @@ def test_scripts_say_how_they_are_used(args):
 
 
 SRUN = """#!/usr/bin/env python3
-# Stands in for Slurm's srun: starts --ntasks processes with Slurm's variables.
+# Stands in for Slurm's srun: starts --ntasks processes with Slurm's variables, as if typed on another node.
 import os, subprocess, sys
 args, tasks = sys.argv[1:], 0
 while args[0].startswith('--'):
@@ -196,26 +198,55 @@ while args[0].startswith('--'):
     value = args.pop(0) if '=' not in option else ''
     if option == '--ntasks':
         tasks = int(value)
-names = dict(SLURM_NTASKS=str(tasks), SLURM_LAUNCH_NODE_IPADDR='127.0.0.1', OMP_NUM_THREADS='1')
+names = dict(SLURM_NTASKS=str(tasks), SLURM_NODELIST='node[3-4]', OMP_NUM_THREADS='1')
+names['SLURM_LAUNCH_NODE_IPADDR'] = '192.0.2.1'  # a documentation's address: nobody answers there
 running = [
     subprocess.Popen(args, env={**os.environ, **names, 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)})
     for i in range(tasks)
 ]
 sys.exit(max(process.wait() for process in running))
 """
+SCONTROL = """#!/bin/sh
+[ "$*" = 'show hostnames node[3-4]' ] && echo 127.0.0.1 && echo 192.0.2.2
+"""
+
+
+def play_slurm(folder: Path, **programs: str) -> dict[str, str]:
+    """Write the programs of Slurm to a folder, and return the variables with which they are found."""
+    for name, content in programs.items():
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    return dict(PATH=f'{folder}:{os.environ["PATH"]}', GPUS='2', GPUS_PER_NODE='2')
 
 
 def test_under_slurm(trained, tmp_path):
+    """The processes meet on the first node of the job, wherever srun was typed."""
     config, checkpoint = trained
-    (tmp_path / 'srun').write_text(SRUN)
-    (tmp_path / 'srun').chmod(0o755)
-    variables = dict(PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='2', GPUS_PER_NODE='2', MASTER_PORT=free_port())
-    said = run('slurm_test.sh', 'partition', 'job', config, checkpoint, '--work-dir', tmp_path / 'te st', **variables)
+    variables = play_slurm(tmp_path, srun=SRUN, scontrol=SCONTROL)
+    options = ['--work-dir', tmp_path / 'te st']
+    port = dict(MASTER_PORT=free_port())
+    said = run('slurm_test.sh', 'partition', 'job', config, checkpoint, *options, **variables, **port)
     alone = run_tool('test', config, checkpoint, '--work-dir', tmp_path / 'alone')
     assert metrics(said) == metrics(alone.stdout)
     options = ['--work-dir', tmp_path / 'train', '--cfg-options', 'train_cfg.max_iters=1']
-    said = run('slurm_train.sh', 'partition', 'job', config, *options, **{**variables, 'MASTER_PORT': free_port()})
+    said = run('slurm_train.sh', 'partition', 'job', config, *options, **variables, MASTER_PORT=free_port())
     assert '2 processes x 2' in said and (tmp_path / 'train' / 'iter_1.pth').exists()
+
+
+def test_slurm_that_does_not_tell_the_first_node(trained, tmp_path):
+    variables = play_slurm(tmp_path, srun=SRUN, scontrol='#!/bin/sh\nexit 1\n')
+    process = start('slurm_test.sh', 'partition', 'job', *trained, '--work-dir', tmp_path / 'work', **variables)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1 and 'error: Slurm does not tell the first node of node[3-4]' in said
+    assert 'Set MASTER_ADDR' in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize(('launcher', 'words'), [('slurm', 'srun .*SLURM_PROCID'), ('pytorch', 'torchrun .*RANK')])
+def test_a_launcher_that_has_not_started_the_process(monkeypatch, launcher, words):
+    for name in ('SLURM_PROCID', 'RANK'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=words):
+        get_process_info(launcher)
 
 
 @pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])

@@ -11,7 +11,7 @@ from torch import distributed
 
 from projects.recnext.recnext.cli.environment import list_accelerators
 from projects.recnext.recnext.cli.main import build_parser
-from projects.recnext.recnext.openmmlab.distributed import backend_of, prepare_processes
+from projects.recnext.recnext.openmmlab.distributed import backend_of, check_own_device, prepare_processes
 from projects.recnext.recnext.openmmlab.runner import run_on
 from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
@@ -164,6 +164,7 @@ def test_processes_talk_through_what_the_device_has(monkeypatch, device, joined_
         monkeypatch.setenv(name, '1')
     monkeypatch.setenv('WORLD_SIZE', '2')
     joined = []
+    pretend(monkeypatch, torch.device(device).type, 2)
     monkeypatch.setattr(distributed, 'init_process_group', joined.append)
     cfg = Config(dict(launcher='pytorch', sync_bn='torch'))
     prepare_processes(cfg, torch.device(device))
@@ -172,9 +173,20 @@ def test_processes_talk_through_what_the_device_has(monkeypatch, device, joined_
     assert backend_of(torch.device('cuda')) == 'nccl'
     # mmengine joins these itself, one GPU a process.
     prepare_processes(cfg, torch.device('cuda:1'))
-    with pytest.raises(UserError, match=r'Process 1 .* cuda:0.*expected --device cuda,'):
+    with pytest.raises(UserError, match=r'Process 1 .* cuda:0.*expected --device cuda\.'):
         prepare_processes(cfg, torch.device('cuda:0'))
     assert len(joined) == 1
+
+
+@pytest.mark.parametrize(('count', 'device'), [(1, 'cuda'), (2, 'cuda:1')])
+def test_more_processes_than_accelerators_are_refused(monkeypatch, count, device):
+    """As find_device deals them out; mmengine would ask CUDA for one that is not there."""
+    pretend(monkeypatch, 'cuda', count)
+    assert find_device('auto', process=3) == torch.device(device)
+    with pytest.raises(UserError, match=rf'found {count} of kind cuda for at least 4 processes') as error:
+        check_own_device(torch.device(device), 3)
+    assert '--device' not in str(error.value)
+    check_own_device(find_device('auto', process=count - 1), count - 1)
 
 
 def test_the_commands_take_a_device():

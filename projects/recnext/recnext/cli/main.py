@@ -13,7 +13,7 @@ except ModuleNotFoundError:  # nothing is completed then
     shtab = None
 
 from .. import __version__
-from ..utils.errors import START_AGAIN, StartAgain, UserError, name_missing_extra, report_final
+from ..utils.errors import START_AGAIN, StartAgain, UserError, name_missing_extra
 from .options import WrongUse
 
 COMMANDS = {
@@ -133,7 +133,6 @@ def carry_out(args: argparse.Namespace) -> None:
     except StartAgain:
         sys.exit(START_AGAIN)  # the log of the work has said why
     except UserError as error:
-        report_final(error)
         sys.exit(f'error: {error}')
     except ModuleNotFoundError as error:
         if (advice := name_missing_extra(error)) is None:

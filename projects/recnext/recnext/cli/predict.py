@@ -4,6 +4,7 @@ import argparse
 import re
 from dataclasses import fields
 
+from ..predict.shares import local_rank, parse_share, share_of_process
 from .options import (
     WrongUse,
     add_cfg_options,
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--share',
+        type=parse_share,
         metavar='I/N',
         help='predict every N-th input from the I-th on, in an array of jobs; under torchrun and srun by itself',
     )
@@ -109,11 +111,11 @@ def run(args: argparse.Namespace) -> None:
     from ..predict.files import predict_files
     from ..predict.inputs import find_inputs
     from ..predict.model import load_deployed
-    from ..predict.shares import choose_share, device_of_share
+    from ..utils.devices import find_device
 
-    mine = choose_share(share)
+    mine = share or share_of_process()
     inputs = find_inputs(options['inputs'], options['out_dir'])
-    device = device_of_share(options['device'])
+    device = find_device(options['device'], local_rank())
     model = load_deployed(
         options['config'], options['checkpoint'], device, options['deployment'], options['cfg_options']
     )

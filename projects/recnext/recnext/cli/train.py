@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='images per iteration over all processes, however many there are',
     )
     parser.add_argument(
-        '--store', metavar='URL', help='copy checkpoints and logs to s3://..., gs://... and the like; --resume fetches'
+        '--store', metavar='URL', help='keep checkpoints in s3://..., gs://... and the like, where --resume finds them'
     )
     add_config_options(parser)
     add_launcher_options(parser)

@@ -7,4 +7,4 @@ from .compat import import_mmseg
 
 import_mmseg()
 
-from . import backbone, hooks, loops, panel_visualizer, record, resume, seeded, segmentor, store_hook  # noqa: E402, F401
+from . import backbone, hooks, loops, panel_visualizer, record, resume, seeded, segmentor  # noqa: E402, F401

@@ -1,8 +1,9 @@
-"""Several processes: with NCCL on GPUs of NVIDIA's, with gloo on CPUs, and with what PyTorch has for other kinds."""
+"""Several processes: NCCL on NVIDIA's GPUs, gloo on CPUs, and what PyTorch has for other kinds of device."""
 
 import contextlib
 import gc
 import os
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import NamedTuple
@@ -12,22 +13,67 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, barrier
 from torch import distributed
 
-from ..utils.errors import PassingError, UserError
+from ..utils.errors import UserError
 
-LONGEST_WAIT = timedelta(days=30)
-"""That one process waits for another."""
+
+class ProcessInfo(NamedTuple):
+    """Position of a process among all of them and on its machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def get_process_info(launcher: str) -> ProcessInfo:
+    """Return the position of this process, which need not have joined the others.
+
+    Args:
+        launcher: What started the processes: ``'none'``, ``'pytorch'`` (torchrun, or what sets its variables) or
+            ``'slurm'``, whose variables are then set as torchrun's, too.
+
+    Raises:
+        UserError: this process was not started so, or Slurm does not tell the first node of the job.
+    """
+    if launcher == 'none':
+        return ProcessInfo()
+    try:
+        if launcher == 'slurm':
+            _set_torchrun_variables()
+        return ProcessInfo(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
+    except KeyError as error:
+        by = 'srun (tools/slurm_*.sh)' if launcher == 'slurm' else 'torchrun (tools/dist_*.sh)'
+        raise UserError(f'--launcher {launcher} is for processes that {by} starts: {error} is not set.') from None
+
+
+def _set_torchrun_variables() -> None:
+    """Set what mmengine sets under Slurm, by the same rule; it would do so on NVIDIA's GPUs alone."""
+    names = dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS')
+    os.environ.update({ours: os.environ[theirs] for ours, theirs in names.items()})
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if not os.environ.get('MASTER_ADDR'):
+        os.environ['MASTER_ADDR'] = _first_node(os.environ['SLURM_NODELIST'])
+
+
+def _first_node(nodes: str) -> str:
+    try:
+        return subprocess.check_output(['scontrol', 'show', 'hostnames', nodes], text=True).split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(
+            f'Slurm does not tell the first node of {nodes}: scontrol show hostnames: {error}.\n'
+            '  Set MASTER_ADDR to its name.'
+        ) from None
 
 
 @contextlib.contextmanager
 def joined_processes(cfg: Config, device: torch.device) -> Iterator[None]:
-    """While a Runner of this config works: joined with the other processes, and parted from them in the end.
+    """Join the other processes while a Runner of this config works, and leave them afterwards.
 
-    Defect: mmengine leaves its processes joined. When the interpreter ends while a thread of gloo's still frees a
+    Defect: mmengine never leaves the process group. If the interpreter ends while a thread of gloo still frees a
     tensor, for which it needs the interpreter, it is aborted (``terminate called without an active exception``; 4 of
-    163 trainings here), and torchrun reports a run as failed that had finished.
+    163 trainings), and torchrun reports a finished run as failed.
 
-    Repair: part, and let go of everything that holds the process group, which ends its threads and waits for them. So
-    nothing made inside the context may be referenced by the time it is left.
+    Repair: leave it, after everything that refers to it is gone, which ends its threads and waits for them. So nothing
+    made inside the context may be referenced when it is left.
 
     Args:
         cfg: See :func:`prepare_processes`.
@@ -35,33 +81,15 @@ def joined_processes(cfg: Config, device: torch.device) -> Iterator[None]:
     """
     prepare_processes(cfg, device)
     yield
-    # After an error there is nobody to wait for: torchrun ends the others.
+    # After an error there is nobody to wait for: the launcher ends the others.
     if distributed.is_initialized():
         gc.collect()  # the Runner and its model refer to each other in circles
         barrier()
         distributed.destroy_process_group()
 
 
-def check_same_start(iteration: int | None) -> None:
-    """Make sure that all processes go on from the same checkpoint.
-
-    Args:
-        iteration: Of that of this process; None at a fresh start.
-
-    Raises:
-        PassingError: they do not; a shared file system may be late.
-    """
-    starts = all_gather_object(iteration)
-    if len(set(starts)) > 1:
-        said = ', '.join('none' if start is None else str(start) for start in starts)
-        raise PassingError(
-            f'The processes would go on from checkpoints of different iterations: {said}. All machines must see the '
-            'same work dir, or the same --store.'
-        )
-
-
 def prepare_processes(cfg: Config, device: torch.device) -> None:
-    """Let MMEngine's Runner work in several processes on any device; on NVIDIA's, or alone, there is nothing to do.
+    """Let mmengine's Runner work in several processes on any device; on NVIDIA's, or alone, there is nothing to do.
 
     Defects: mmengine calls ``torch.cuda.set_device`` before it joins the others, hands a GPU's number to
     DistributedDataParallel, and SyncBatchNorm refuses to train on a CPU.
@@ -70,20 +98,16 @@ def prepare_processes(cfg: Config, device: torch.device) -> None:
     BatchNorm where the other cannot be.
 
     Args:
-        cfg: Of the run; ``launcher`` must be set. Changed in place.
-        device: That this process works on.
+        cfg: Config of the run; ``launcher`` must be set. Changed in place.
+        device: Device that this process works on.
 
     Raises:
-        UserError: the device is not the one that mmengine would give to this process.
+        UserError: there is no device of its own for this process, or it is not the one that mmengine would take.
     """
     if cfg.launcher == 'none':
         return
-    process = get_process_info(cfg.launcher).local_rank
-    if device.index not in (None, process):
-        raise UserError(
-            f'Process {process} of this machine would work on {device}, and of several processes each has the device '
-            f'of its number: expected --device {device.type}, and at least as many devices as processes.'
-        )
+    local_rank = get_process_info(cfg.launcher).local_rank
+    check_own_device(device, local_rank)
     if device.type == 'cuda':
         return
     distributed.init_process_group(backend_of(device))
@@ -92,54 +116,65 @@ def prepare_processes(cfg: Config, device: torch.device) -> None:
         cfg.sync_bn = None
 
 
+def check_own_device(device: torch.device, local_rank: int) -> None:
+    """Make sure that a process works on the accelerator of its number. A CPU and Apple's GPU are shared.
+
+    Args:
+        device: Device that the process works on.
+        local_rank: Number of the process on its machine.
+
+    Raises:
+        UserError: there are fewer accelerators than processes, or it works on another.
+    """
+    if backend_of(device) == 'gloo':
+        return
+    count = torch.accelerator.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f'Process {local_rank} of this machine has no device of its own: found {count} of kind {device.type} for '
+            f'at least {local_rank + 1} processes.\n  Start at most {count} per machine. Under Slurm, let each task '
+            'see all GPUs of its node (--gres or --gpus-per-node, with --gpu-bind=none).'
+        )
+    if device.index not in (None, local_rank):
+        raise UserError(
+            f'Process {local_rank} of this machine would work on {device}, and of several processes each has the '
+            f'device of its number: expected --device {device.type}.'
+        )
+
+
 def backend_of(device: torch.device) -> str:
-    """What processes talk through: about tensors of a device, and where that is an accelerator of the CPU too."""
+    """Return the backend for tensors of a device and, where that is an accelerator, of the CPU too."""
     backends = distributed.Backend.default_device_backend_map
     own = backends.get(device.type, 'gloo')
     return own if own in ('gloo', 'nccl') else f'cpu:gloo,{device.type}:{own}'
 
 
 def can_sync_norms(device: torch.device) -> bool:
-    """Whether SyncBatchNorm works on a device: PyTorch has it for those whose processes do not talk through gloo."""
+    """Return whether SyncBatchNorm works on a device: PyTorch has it for every backend but gloo."""
     return backend_of(device) != 'gloo'
 
 
-def _name_slurm_process() -> None:
-    """Say in torchrun's words what Slurm says in its own, as mmengine does where there are GPUs."""
-    words = dict(RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID', WORLD_SIZE='SLURM_NTASKS')
-    os.environ.update({ours: os.environ[theirs] for ours, theirs in words.items()})
-    os.environ.setdefault('MASTER_ADDR', os.environ.get('SLURM_LAUNCH_NODE_IPADDR', '127.0.0.1'))
-    os.environ.setdefault('MASTER_PORT', '29500')
-
-
-class ProcessInfo(NamedTuple):
-    """Which of several processes this one is."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-
-
-def get_process_info(launcher: str) -> ProcessInfo:
-    """This process among those that work on one task side by side, without ever joining.
+def check_same_start(iteration: int | None) -> None:
+    """Make sure that all processes resume from the same checkpoint.
 
     Args:
-        launcher: What started them: ``'none'``, ``'pytorch'`` (torchrun, or what sets its variables) or ``'slurm'``.
+        iteration: That of this process's checkpoint; None at a fresh start.
+
+    Raises:
+        UserError: they do not; a shared file system may be late.
     """
-    if launcher == 'none':
-        return ProcessInfo()
-    if launcher == 'slurm':
-        _name_slurm_process()
-    return ProcessInfo(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
+    starts = all_gather_object(iteration)
+    if len(set(starts)) > 1:
+        found = ', '.join('none' if start is None else str(start) for start in starts)
+        raise UserError(
+            f'The processes would resume from checkpoints of different iterations: {found}. All machines must see the '
+            'same work dir, or the same --store.'
+        )
 
 
 def wait_for_others(launcher: str) -> None:
-    """Meet the other processes that have worked side by side, and part again.
-
-    A process that reports a failure to torchrun ends the others, so it must do so last. Alone, or in an array of jobs
-    that name no address to meet at, there is nothing to wait for.
-    """
+    """Wait until all processes of a prediction are done; predict/shares.py makes this unnecessary."""
     if launcher != 'none' and 'MASTER_ADDR' in os.environ:
-        distributed.init_process_group('gloo', timeout=LONGEST_WAIT)
+        distributed.init_process_group('gloo', timeout=timedelta(days=30))
         distributed.barrier()
         distributed.destroy_process_group()

@@ -61,11 +61,16 @@ def _checkpoint_hooks(cfg: Config) -> Iterator[ConfigDict]:
             yield hook
 
 
-def _numbered(hook: ConfigDict, work_dir: str) -> list[Path]:
-    """Return the files that a CheckpointHook has numbered, the highest number first."""
+def name_pattern(hook: ConfigDict) -> re.Pattern:
+    """Return how a CheckpointHook names its files, with the number as the one group."""
     name = hook.get('filename_tmpl') or ('epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth')
     before, after = map(re.escape, re.split(r'\{[^}]*\}', name, maxsplit=1))
-    pattern = re.compile(rf'{before}(\d+){after}')
+    return re.compile(rf'{before}(\d+){after}')
+
+
+def _numbered(hook: ConfigDict, work_dir: str) -> list[Path]:
+    """Return the files that a CheckpointHook has numbered, the highest number first."""
+    pattern = name_pattern(hook)
     found = [
         (int(match[1]), path)
         for path in Path(_folder(hook, work_dir)).glob('*')

@@ -1,4 +1,4 @@
-"""Training that is asked to stop does so after the iteration, and leaves a checkpoint to go on from."""
+"""Stop training at a signal, after the iteration, with a checkpoint to resume from."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..utils.signals import StopRequest
 
 
 class StoppedInEpoch(Exception):
-    """How a loop over epochs, which mmengine lets end between them only, is left inside one."""
+    """Leaves a loop over epochs inside one; mmengine lets it end between them only."""
 
 
 class StopAtSignalHook(Hook):
@@ -23,7 +23,7 @@ class StopAtSignalHook(Hook):
     resumed inside one, and leaves at once.
 
     Args:
-        request: Whether this process has been asked.
+        request: Whether this process was asked to.
 
     Raises:
         StoppedInEpoch: in training by epochs.
@@ -35,7 +35,7 @@ class StopAtSignalHook(Hook):
     def __init__(self, request: StopRequest) -> None:
         self.request = request
         self.stopped: str | None = None
-        """Why training has been stopped, and what it goes on from."""
+        """Why training was stopped, and what it continues from."""
         self._parent = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
 
     def _is_asked(self) -> bool:
@@ -53,8 +53,9 @@ class StopAtSignalHook(Hook):
         runner.train_loop.stop_training = True
         if not by_epoch:
             self._write_checkpoint(runner)
-        newest = find_newest_checkpoint(runner.work_dir)
-        then = f'goes on from {newest}' if newest else 'begins anew, for want of a checkpoint'
+        written = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+        newest = next(filter(None, written), None) or find_newest_checkpoint(runner.work_dir)
+        then = f'continues from {newest}' if newest else 'starts from scratch (no checkpoint yet)'
         self.stopped = f'Stopped by a signal after iteration {runner.iter + 1}. Started with --resume, training {then}.'
         runner.logger.warning(self.stopped)
         if by_epoch:

@@ -1,157 +1,89 @@
-"""Where checkpoints and logs are kept beside the work dir: ``s3://``, ``gs://``, a folder and the like, by fsspec."""
+"""Checkpoints at an address such as ``s3://bucket/runs``: fsspec as a backend of mmengine's file IO."""
 
-import contextlib
+import os
 import posixpath
-import secrets
-import time
-from collections.abc import Callable
+import re
 from pathlib import Path
-from typing import TypeVar
+from secrets import token_hex
 
-from ..checkpoints.files import NUMBERED, CheckpointError, read_newest_checkpoint
-from ..utils.errors import PassingError, UserError, first_line
-from ..utils.files import PARTIAL, atomic_write, make_folder
+from fsspec import url_to_fs  # torch brings it along
+from mmengine.config import Config
+from mmengine.fileio import BaseStorageBackend, FileClient, register_backend
 
-OBJECT_STORES = {'s3', 's3a', 'gs', 'gcs', 'abfs', 'abfss', 'az', 'adl', 'oss', 'oci', 'hf'}
-"""Protocols that show a file when it is whole, by themselves."""
+from ..utils.errors import UserError, first_line
+from ..utils.files import atomic_write
+from .resume import name_pattern
 
-TRIES, FIRST_PAUSE = 4, 1.0
-"""How often the network is tried, and seconds before the second time; twice as many before each further one."""
-
-LASTING = (PermissionError, FileNotFoundError, NotADirectoryError, UserError)
-"""Errors that will not be gone after a pause."""
-
-Result = TypeVar('Result')
+WITH_FOLDERS = {'file', 'local', 'sftp', 'ssh', 'smb', 'ftp', 'hdfs', 'webhdfs'}  # elsewhere files appear in full
 
 
-class Store:
-    """A folder of files somewhere.
+class FsspecBackend(BaseStorageBackend):
+    """What mmengine's CheckpointHook needs of files at an address. None that is written is ever seen in part."""
 
-    Args:
-        url: As fsspec has it.
+    join_path = staticmethod(posixpath.join)
 
-    Raises:
-        UserError: what kind of place this is is not known, or a package for it is missing.
-    """
+    def get(self, filepath: str) -> bytes:
+        return url_to_fs(filepath)[0].cat_file(filepath)
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        try:
-            from fsspec.core import url_to_fs
+    def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
+        return self.get(filepath).decode(encoding)
 
-            self._fs, self._root = url_to_fs(url)
-        except ImportError as error:
-            raise UserError(f'--store {url} needs a package: {first_line(error)}') from None
-        except ValueError as error:
-            raise UserError(f'--store {url} is not understood: {first_line(error)}') from None
-        protocols = [self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol
-        self._shows_whole_files = not OBJECT_STORES.isdisjoint(protocols)
+    def put(self, obj: bytes, filepath: str) -> None:
+        fs, path = url_to_fs(filepath)
+        if WITH_FOLDERS.isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+            return fs.pipe_file(path, obj)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        fs.pipe_file(partial := f'{path}.partial-{token_hex(4)}', obj)
+        return fs.mv(partial, path)
 
-    def list_names(self) -> set[str]:
-        """The files directly in the store; none where it is yet to be made."""
+    def isfile(self, filepath: str) -> bool:
+        return url_to_fs(filepath)[0].isfile(filepath)
 
-        def list_now() -> set[str]:
-            self._fs.invalidate_cache()
-            try:
-                return {posixpath.basename(path) for path in self._fs.ls(self._root, detail=False)}
-            except FileNotFoundError:
-                return set()
+    def isdir(self, filepath: str) -> bool:
+        return url_to_fs(filepath)[0].isdir(filepath)
 
-        return self._patiently('read', list_now)
-
-    def put(self, path: Path, name: str) -> None:
-        """Write a file of this machine, in the place of what has this name; a reader sees one or the other, whole.
-
-        Raises:
-            UserError: it cannot be, with the reason.
-        """
-        self._patiently('written', lambda: self._put(path, self._path(name)))
-
-    def _put(self, path: Path, place: str) -> None:
-        if self._shows_whole_files:
-            self._fs.put_file(str(path), place)
-            return
-        folder, name = posixpath.split(place)
-        beside = posixpath.join(folder, f'{PARTIAL}{secrets.token_hex(8)}-{name}')
-        self._fs.makedirs(folder, exist_ok=True)
-        try:
-            self._fs.put_file(str(path), beside)
-            self._fs.mv(beside, place)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self._fs.rm_file(beside)
-            raise
-
-    def get(self, name: str, path: Path) -> None:
-        """Fetch a file, whole or not at all.
-
-        Raises:
-            UserError: it cannot be, with the reason.
-        """
-
-        def get_now() -> None:
-            with atomic_write(path) as beside:
-                self._fs.get_file(self._path(name), str(beside))
-
-        self._patiently('read', get_now)
-
-    def remove(self, name: str) -> None:
-        """Remove a file, which need not be there.
-
-        Raises:
-            UserError: it cannot be, with the reason.
-        """
-
-        def remove_now() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.rm_file(self._path(name))
-
-        self._patiently('written', remove_now)
-
-    def _path(self, name: str) -> str:
-        return posixpath.join(self._root, name)
-
-    def _patiently(self, what: str, work: Callable[[], Result]) -> Result:
-        for trial in range(TRIES):
-            if trial:
-                time.sleep(FIRST_PAUSE * 2 ** (trial - 1))
-            try:
-                return work()
-            except UserError:
-                raise
-            except Exception as error:  # each kind of store has its own
-                said = f'{self.url} cannot be {what}: {type(error).__name__}: {first_line(error)}'
-                if isinstance(error, LASTING):
-                    raise UserError(f'{said}. See that it is there, and who may write to it.') from error
-                failed = PassingError(f'{said} ({TRIES} times)')
-        raise failed
+    def remove(self, filepath: str) -> None:
+        url_to_fs(filepath)[0].rm_file(filepath)
 
 
-def share_newest_checkpoint(store: Store, folder: str) -> None:
-    """Give a work dir and a store the same newest checkpoint: that of the one goes to the other.
+def use_store(cfg: Config, url: str | None, resume: str | None) -> str | None:
+    """Have checkpoints written to ``url``, or to an address that the CheckpointHook's ``out_dir`` is; in place.
 
-    So processes on machines without a common work dir go on from the same. Of several processes of one machine one
-    does it, and the others wait.
+    Returns:
+        ``resume`` or, if that is in a store, the path of a copy in the work dir; ``cfg.load_from`` becomes the same.
 
     Raises:
-        UserError: it cannot be copied.
+        UserError: a store cannot be read or written, with the reason.
     """
-    from filelock import FileLock
-
-    make_folder(folder)
-    with FileLock(Path(folder, '.store.lock')):
-        there = {int(match[1]): name for name in store.list_names() if (match := NUMBERED.fullmatch(name))}
-        newest, here = max(there, default=-1), _newest_whole(folder)
-        number = -1 if here is None else int(NUMBERED.fullmatch(here.name)[1])
-        if newest > number:
-            store.get(there[newest], Path(folder, there[newest]))
-        elif here is not None and number > newest:
-            store.put(here, here.name)
-
-
-def _newest_whole(folder: str) -> Path | None:
+    hook = cfg.setdefault('default_hooks', {}).get('checkpoint') or dict(type='CheckpointHook', interval=1)
+    # To mmengine, s3:// is Petrel's, whatever is registered; to fsspec, s3a:// is the same.
+    address = re.sub('^s3://', 's3a://', url or hook.get('out_dir') or '')
+    if address:
+        cfg.default_hooks.checkpoint = {**hook, 'out_dir': address}
     try:
-        newest = read_newest_checkpoint(folder)
-    except CheckpointError:  # the store may have one
-        return None
-    return newest and newest.path
+        if '://' in address:
+            for register in (register_backend, FileClient.register_backend):
+                register('fsspec', FsspecBackend, force=True, prefixes=address.partition('://')[0])
+            folder = posixpath.join(address, os.path.basename(os.path.abspath(cfg.work_dir)))  # as the hook does
+            FsspecBackend().put(b'', probe := f'{folder}/.writable-{token_hex(4)}')
+            FsspecBackend().remove(probe)
+            if resume == 'auto' or (resume is None and cfg.get('resume') and not cfg.get('load_from')):
+                paths = [f'{folder}/{Path(path).name}' for path in url_to_fs(folder)[0].find(folder, maxdepth=1)]
+                paths += map(str, Path(cfg.work_dir).glob('*'))  # these last: of the same, the one that is here
+                numbered = {int(m[1]): path for path in paths if (m := name_pattern(hook).fullmatch(Path(path).name))}
+                resume = numbered[max(numbered)] if numbered else resume
+        cfg.load_from = _fetch(address := cfg.get('load_from'), cfg.work_dir)
+        return _fetch(address := resume, cfg.work_dir)
+    except Exception as error:  # each kind of store has its own
+        raise UserError(f'{address} cannot be used: {type(error).__name__}: {first_line(error)}') from error
+
+
+def _fetch(checkpoint: str | None, work_dir: str) -> str | None:
+    if '://' not in (checkpoint or '') or checkpoint.startswith(('http://', 'https://', 'hf://')):
+        return checkpoint
+    fs, path = url_to_fs(checkpoint)
+    copy = Path(work_dir, '.store', fs.ukey(path)[:16], posixpath.basename(path))
+    if not copy.exists():
+        with atomic_write(copy) as partial:
+            fs.get_file(path, str(partial))
+    return str(copy)

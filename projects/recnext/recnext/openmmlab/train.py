@@ -18,7 +18,7 @@ from .loops import use_bfloat16
 from .resume import write_atomically
 from .runner import build_runner, run_on
 from .stop_at_signal import StopAtSignalHook, StoppedInEpoch
-from .store import Store, share_newest_checkpoint
+from .store import use_store
 
 
 @dataclass
@@ -46,7 +46,7 @@ class TrainOptions:
     total_batch_size: int | None = None
     """Images an iteration of all processes together, in place of the config's for each."""
     store: str | None = None
-    """Where checkpoints and logs are copied to, and fetched from to go on."""
+    """Where checkpoints go, and are fetched from to go on: ``s3://bucket/runs``; see :func:`use_store`."""
     data_root: str | None = None
     """Folder of the dataset, in place of the config's."""
     cfg_options: dict | None = None
@@ -68,7 +68,6 @@ def train(config: str, options: TrainOptions = TrainOptions()) -> None:
     """
     cfg = load_config(config, options.cfg_options)
     check_keys(cfg)
-    place = Store(options.store) if options.store else None
     if not cfg.get('train_dataloader'):
         raise UserError(
             f'{config} has no train_dataloader, and so nothing to train on. To train on from its weights, name them in '
@@ -76,6 +75,7 @@ def train(config: str, options: TrainOptions = TrainOptions()) -> None:
         )
     cfg.launcher = options.launcher
     set_work_dir(cfg, config, options.work_dir)
+    resume = use_store(cfg, options.store, options.resume)
     meta_model = build_on_meta(cfg.model)
     set_data_root(cfg, options.data_root, ('train', 'val'), meta_model.num_classes)
     process = get_process_info(options.launcher)
@@ -85,9 +85,7 @@ def train(config: str, options: TrainOptions = TrainOptions()) -> None:
     sync_world_size = process.world_size if cfg.get('sync_bn') and can_sync_norms(device) else 1
     check_parts_fit(cfg, is_segmentor(cfg), meta_model, sync_world_size)
     _apply(cfg, options, name_of(config, cfg))
-    if place and (options.resume == 'auto' or (options.resume is None and cfg.get('resume'))):
-        share_newest_checkpoint(place, cfg.work_dir)
-    start = choose_weights(cfg, options.resume, meta_model)
+    start = choose_weights(cfg, resume, meta_model)
     make_folder(cfg.work_dir)
     remove_partial_files(cfg.work_dir)
     with run_on(device), joined_processes(cfg, device):
@@ -107,8 +105,6 @@ def _apply(cfg: Config, options: TrainOptions, name: str) -> None:
         add_hook(cfg, 'ChannelsLastHook')
     if options.compile:
         add_hook(cfg, 'CompileHook')
-    if options.store:
-        add_hook(cfg, 'StoreHook', url=options.store)
     if options.tensorboard:
         add_tracker(cfg, '--tensorboard', 'tensorboard', type='TensorboardVisBackend')
     if options.wandb is not None:

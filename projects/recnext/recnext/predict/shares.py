@@ -1,45 +1,54 @@
-"""Which part of the inputs a process predicts."""
+"""The share of the inputs that one of several processes predicts. They need never meet."""
 
+import argparse
 import os
 import re
-from collections.abc import Mapping
 
-import torch
-
-from ..utils.devices import find_device
 from ..utils.errors import UserError
 
 
-def share_of_process(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return (i, n) of this process: torchrun's, or that of a real step of srun, else (0, 1).
+def share_of_process() -> tuple[int, int]:
+    """Return the share that whatever started this process gives to it.
 
-    The batch step of a Slurm job has SLURM_NTASKS without srun, and array tasks often have folders of their own: there
-    nothing is shared unless ``--share`` says so.
+    torchrun's variables count, or else a step of ``srun`` with several tasks. The batch script of a Slurm job has
+    ``SLURM_NTASKS`` without being one of several processes, so that variable does not count.
+
+    Returns:
+        rank and world size: of inputs in order, those whose index modulo world size is rank; (0, 1) for a process
+        alone.
+
+    Raises:
+        UserError: the variables contradict each other.
     """
-    if 'RANK' in environment and 'WORLD_SIZE' in environment:
-        return int(environment['RANK']), int(environment['WORLD_SIZE'])
-    if int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
-        return int(environment['SLURM_PROCID']), int(environment['SLURM_STEP_NUM_TASKS'])
-    return 0, 1
+    names = ()
+    if os.environ.get('RANK') and os.environ.get('WORLD_SIZE'):
+        names = ('RANK', 'WORLD_SIZE')
+    elif os.environ.get('SLURM_STEP_NUM_TASKS', '1') != '1':
+        names = ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')
+    found = [os.environ.get(name, '') for name in names] or ['0', '1']
+    if not all(re.fullmatch(r'\d+', text) for text in found) or not 0 <= int(found[0]) < int(found[1]):
+        raise UserError(
+            f'{names[0]}={found[0]!r} and {names[1]}={found[1]!r} do not say which of several processes this is: '
+            f'expected 0 <= {names[0]} < {names[1]}. Unset them, or name the share with --share I/N.'
+        )
+    return int(found[0]), int(found[1])
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """Read ``I/N``, counted from 1, and return it counted from 0.
+    """Parse the argument of ``--share``, such as ``3/8``, the third of eight jobs of an array.
+
+    Returns:
+        As :func:`share_of_process`: (2, 8).
 
     Raises:
-        UserError: it is something else.
+        argparse.ArgumentTypeError: it is no such thing.
     """
     match = re.fullmatch(r'(\d+)/(\d+)', text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f'--share takes I/N with I from 1 to N, such as 3/8; found {text!r}.')
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f'expected I/N, such as 1/8 to 8/8, found {text!r}')
     return int(match[1]) - 1, int(match[2])
 
 
-def choose_share(text: str | None) -> tuple[int, int]:
-    """Return the share that is named, else that of the process."""
-    return share_of_process() if text is None else parse_share(text)
-
-
-def device_of_share(word: str) -> torch.device:
-    """Return the device of this process: those of one machine share its accelerators."""
-    return find_device(word, int(os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', 0))))
+def local_rank() -> int:
+    """Return which of the processes of this machine this one is: they are dealt out among its accelerators."""
+    return int(os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or 0)

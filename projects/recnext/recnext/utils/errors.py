@@ -1,16 +1,5 @@
 """The exceptions that are meant for the person at the keyboard, and for what started the program."""
 
-import json
-import os
-import time
-from pathlib import Path
-
-ERROR_FILE = 'TORCHELASTIC_ERROR_FILE'
-"""The variable by which torchrun says where a process writes why it failed."""
-
-FINAL = 'final'
-"""Our own word in that file: starting again would fail again."""
-
 START_AGAIN = 75
 """Exit code, EX_TEMPFAIL of sysexits.h: the work was interrupted in good order and goes on when it is started again."""
 
@@ -21,25 +10,9 @@ class UserError(Exception):
     The command line tools print its message without a traceback and exit with code 1.
     """
 
-    final = True
-    """Whether it would come back if the same were started again."""
-
-
-class PassingError(UserError):
-    """Something outside that may be over soon, such as a network that is down."""
-
-    final = False
-
 
 class StartAgain(Exception):
     """Work that was interrupted, as it was asked to be; the command line tools exit with :data:`START_AGAIN`."""
-
-
-def report_final(error: UserError) -> None:
-    """Tell torchrun, if it started this process, that starting again would be of no use (:mod:`engine.elastic`)."""
-    if error.final and ERROR_FILE in os.environ:
-        said = dict(message=str(error), timestamp=int(time.time()), **{FINAL: True})
-        Path(os.environ[ERROR_FILE]).write_text(json.dumps(said))
 
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
