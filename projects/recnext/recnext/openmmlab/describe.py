@@ -69,9 +69,10 @@ def _pipeline(cfg: Config) -> list[dict]:
 def _reasons(cfg: Config, network: nn.Module) -> Iterator[str]:
     """Yield what the description cannot say."""
     model = cfg.model
-    parts = [(part, model.get(part) or {}, kind) for part, kind in
-             (('backbone', 'RecNeXt'), ('neck', 'FPN'), ('decode_head', 'FPNHead'))]  # fmt: skip
-    yield from (f'{found.get("type")} as {part}' for part, found, kind in parts if found.get('type') != kind)
+    for part, kind in dict(backbone='RecNeXt', neck='FPN', decode_head='FPNHead').items():
+        found = model.get(part)
+        if not isinstance(found, dict) or found.get('type') != kind:
+            yield f'{found.get("type") if isinstance(found, dict) else type(found).__name__} as {part}'
     head, neck, preprocessor = network.decode_head, network.neck, network.data_preprocessor
     if network.align_corners:
         yield 'align_corners=True'

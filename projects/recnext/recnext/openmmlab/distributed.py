@@ -5,7 +5,6 @@ import gc
 import os
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -170,11 +169,3 @@ def check_same_start(iteration: int | None) -> None:
             f'The processes would resume from checkpoints of different iterations: {found}. All machines must see the '
             'same work dir, or the same --store.'
         )
-
-
-def wait_for_others(launcher: str) -> None:
-    """Wait until all processes of a prediction are done; predict/shares.py makes this unnecessary."""
-    if launcher != 'none' and 'MASTER_ADDR' in os.environ:
-        distributed.init_process_group('gloo', timeout=timedelta(days=30))
-        distributed.barrier()
-        distributed.destroy_process_group()

@@ -16,8 +16,9 @@ from torch import nn
 from ..checkpoints.files import CheckpointError, read_checkpoint
 from ..runtimes.deployment import Deployment, deploy
 from ..utils.errors import UserError
+from ..utils.evaluation import RECORD
 from .deployable import DeployableModel
-from .record import RECORD, EvaluationRecord
+from .record import EvaluationRecord
 from .resume import list_checkpoints
 
 MAX_IMAGES_NAMED = 8

@@ -1,22 +1,31 @@
 """Training as a config says."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from mmengine import fileio
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook
 
+from ..checkpoints.files import read_checkpoint
+from ..checkpoints.folder import write_folder
+from ..checkpoints.keys import get_state_dict
 from ..utils.devices import SLOW_IN_16_BITS, find_device, lacks_half_precision
 from ..utils.errors import StartAgain, UserError
-from ..utils.files import make_folder, remove_partial_files
+from ..utils.files import make_folder, remove_partial_files, sha256_of
 from ..utils.signals import noted_stop_signals
 from .builder import build_on_meta
 from .checks import Start, choose_weights, set_data_root
 from .config import add_hook, is_segmentor, load_config, name_of, set_work_dir
 from .config_check import check_keys, check_parts_fit, named_mistakes
+from .describe import describe
 from .distributed import can_sync_norms, check_same_start, get_process_info, joined_processes
+from .hooks import unwrap
 from .loops import use_bfloat16
 from .resume import write_atomically
-from .runner import build_runner, run_on
+from .runner import GuardedRunner, build_runner, run_on
 from .stop_at_signal import StopAtSignalHook, StoppedInEpoch
 from .store import use_store
 
@@ -131,7 +140,27 @@ def _run_training(cfg: Config, start: Start) -> str | None:
                 runner.train()
         except StoppedInEpoch:
             runner.call_hook('after_train')
+    if hook.stopped is None and is_main_process():
+        _save_model(runner, cfg)
     return hook.stopped
+
+
+def _save_model(runner: GuardedRunner, cfg: Config) -> None:
+    """Leave the best checkpoint, or the last where none was measured, in ``model/`` as ``recnext.load`` takes it."""
+    hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    checkpoint = hook and (getattr(hook, 'best_ckpt_path', None) or hook.last_ckpt)
+    if not checkpoint:
+        return
+    folder, metainfo = Path(cfg.work_dir, 'model'), runner.train_dataloader.dataset.metainfo
+    try:
+        description = describe(cfg, unwrap(runner.model), metainfo['classes'], metainfo['palette'])
+        with fileio.get_local_path(checkpoint) as file:
+            weights, sha256 = get_state_dict(read_checkpoint(file)), sha256_of(file)
+        source = dict(file=Path(checkpoint).name, file_sha256=sha256)
+        write_folder(folder, replace(description, provenance=source), weights)
+        runner.logger.info(f'{folder} has {source["file"]} for recnext.load and recnext predict.')
+    except (UserError, KeyError, TypeError) as error:  # another network, pipeline or dataset: no reason to fail
+        runner.logger.info(f'No folder for recnext.load: {error}')
 
 
 def share_batch(cfg: Config, total: int, processes: int) -> None:
