@@ -1,6 +1,7 @@
 """The segmentor in torch alone against mmseg's EncoderDecoder with the same state dict, and the genuine label maps."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -130,6 +131,8 @@ def test_fused_as_mmsegs_modules_are_fused():
 def test_label_maps_are_mmsegs(pair):
     """Of images of several sizes, each resized, predicted and brought back; in their order."""
     theirs, ours = pair
+    if ours.threshold is not None and 'sigmoid' not in inspect.getsource(theirs.postprocess_result):
+        pytest.skip('mmsegmentation 1.0 compares the logit itself with the threshold')
     channels = ours.backbone.stem[0].conv.in_channels
     generator = np.random.default_rng(0)
     ours = copy.copy(ours)
