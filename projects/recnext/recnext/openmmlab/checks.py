@@ -23,7 +23,7 @@ from .listing import check_before_run, leaves
 from .pretrained import StrictlyPretrained, pretrained_files, read_foreign_weights, read_pretrained
 from .resume import read_newest
 
-TRAINING_STATE = ('optimizer', 'message_hub')
+TRAINING_STATE = ('meta', 'optimizer', 'message_hub')
 """What a checkpoint holds beside the weights if training can go on from it."""
 
 
