@@ -66,19 +66,20 @@ class Drawing:
 
 ROOMS = dict(
     cli='the command recnext',
-    web='the demo page',
-    apis='what commands call',
-    export='Core ML, ONNX',
+    web='pages in a browser',
+    serving='predictions over HTTP',
     benchmarks='beside mmseg',
     reports='pages about runs',
-    engine='the Runner, configs, hooks',
-    models='networks, label maps',
-    datasets='samples and their faults',
-    evaluation='records of tests',
-    visualization='overlays, panels',
+    export='Core ML, ONNX',
+    predict='recnext.load, a Model, files, videos',
+    openmmlab='everything that touches OpenMMLab: configs, the Runner, hooks, data',
     runtimes='networks in other engines',
-    weights='files of weights: read, written, fetched',
-    utils='files, images, memory, devices',
+    timm='the models in timm',
+    samples='drawn scenes',
+    drawing='overlays',
+    checkpoints='found, fetched, read, written, renamed; config.json',
+    models='networks, folding, label maps, preprocessing, in torch alone',
+    utils='files, images, devices, errors',
 )
 
 

@@ -466,23 +466,6 @@ def test_every_tool_is_on_a_page(tool):
     assert any(f'tools/{tool}' in (ROOT / path).read_text() for path in pages), f'no page names tools/{tool}'
 
 
-def test_the_table_of_the_package_is_complete():
-    """Every file is in the row of its room, alone or by a pattern, or in a folder that is; and nothing else."""
-    project = ROOT / 'projects' / 'recnext'
-    table = re.search(r'\| room of .*?\n\n', (project / 'README.md').read_text(), re.DOTALL)[0]
-    room, named = '', set()
-    for row in filter(None, table.splitlines()[2:]):
-        _, first, words, _ = row.split('|', 3)
-        room = first.strip().strip('`').replace('top', './') or room
-        named |= {f'{room}{word}' for word in re.findall(r'`([\w*]+(?:\.py|/))`', words)}
-    there = {path: {str(found) for found in (project / 'recnext').glob(path)} for path in named}
-    assert [path for path in named if not there[path]] == []
-    folders = [Path(found) for path in named if path.endswith('/') for found in there[path]]
-    files = {str(path) for path in (project / 'recnext').rglob('*.py') if not set(path.parents) & set(folders)}
-    rooms = {path for path in files if path.endswith('__init__.py')} - {str(project / 'recnext' / '__init__.py')}
-    assert files - rooms == {found for path in named if path.endswith('.py') for found in there[path]}
-
-
 def test_every_old_option_has_its_successor():
     """Those of mmseg 0.30's tools/train.py and tools/test.py, and the settings that people ask for."""
     section = (ROOT / 'docs' / 'migration.md').read_text()
