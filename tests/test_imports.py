@@ -93,8 +93,9 @@ from importlib import import_module
 import torch
 room = 'projects.recnext.recnext.'
 memory, checkpoint = import_module(room + 'utils.memory'), import_module(room + 'checkpoints.files')
+devices = import_module(room + 'utils.devices')
 assert memory.sys.platform == 'win32' and checkpoint.os.name == 'nt'
-memory.keep_freed_memory()
+devices.keep_freed_memory()
 assert memory.peak_of_process() is None
 with tempfile.TemporaryDirectory() as folder:
     for _ in range(2):

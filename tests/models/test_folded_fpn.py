@@ -16,9 +16,9 @@ from mmseg.models.necks import FPN, MLANeck
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projects.recnext.recnext.models.folded_fpn import FoldedFPN, fold_level, folding_saves_flops
+from projects.recnext.recnext.models.folding import FoldedFPN, fold_level, folding_saves_flops
 from projects.recnext.recnext.models.recnext import ARCHS
-from projects.recnext.recnext.openmmlab.folding import fold_fpn
+from projects.recnext.recnext.openmmlab.segmentor import fold_fpn
 from projects.recnext.recnext.utils.errors import UserError
 
 CHANNELS = (3, 4, 20, 40)  # with 10 and 4: two levels that pay, two that do not

@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 from projects.recnext.recnext.checkpoints.files import read_checkpoint
 from projects.recnext.recnext.checkpoints.keys import convert_state_dict, get_state_dict
 from projects.recnext.recnext.models import recnext as core
-from projects.recnext.recnext.models.folded_fpn import FoldedFPN
+from projects.recnext.recnext.models.folding import FoldedFPN
 from projects.recnext.recnext.models.preprocess import Preprocess
 from projects.recnext.recnext.models.recnext import ARCHS, DropPath
 from projects.recnext.recnext.models.semantic_fpn import RecNeXtSegmentor

@@ -32,11 +32,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from projects.recnext.recnext.checkpoints.keys import ConversionError
-from projects.recnext.recnext.models.folded_fpn import FoldedFPN
+from projects.recnext.recnext.models.folding import FoldedFPN
 from projects.recnext.recnext.models.recnext import RecNeXt
 from projects.recnext.recnext.openmmlab import segmentor
 from projects.recnext.recnext.openmmlab.hooks import compile_for_training
-from projects.recnext.recnext.openmmlab.lazy_prediction import SegPrediction
+from projects.recnext.recnext.openmmlab.segmentor import SegPrediction
 from projects.recnext.recnext.runtimes import deployment as deploy_module
 from projects.recnext.recnext.utils.errors import UserError
 

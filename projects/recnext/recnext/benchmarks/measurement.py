@@ -29,9 +29,9 @@ from ..openmmlab.config import is_segmentor
 from ..openmmlab.deployable import DeployableModel
 from ..openmmlab.segmentor import FastEncoderDecoder
 from ..runtimes.deployment import Deployment, deploy
-from ..utils.devices import lacks_half_precision
+from ..utils.devices import keep_freed_memory, lacks_half_precision
 from ..utils.errors import UserError
-from ..utils.memory import can_tell_peak, keep_freed_memory, peak_memory, reset_peak
+from ..utils.memory import can_tell_peak, peak_memory, reset_peak
 from ..utils.timing import Stopwatch
 
 NETWORK = ('backbone', 'neck', 'head')

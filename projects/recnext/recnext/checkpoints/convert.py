@@ -22,6 +22,7 @@ from .keys import (
     Conversion,
     ConversionError,
     check_weights_fit,
+    convert_meta,
     convert_state_dict,
     find_weights,
     get_state_dict,
@@ -167,39 +168,6 @@ def _other_entries(checkpoint: Mapping, weights_key: str | None) -> dict[str, st
     """What stands in a file beside the weights that were taken."""
     others = [key for key in checkpoint if key not in ('meta', weights_key)] if weights_key else []
     return {str(key): NOT_WEIGHTS.get(key, 'not weights') for key in others}
-
-
-def convert_meta(meta: object, target: str, num_classes: int | None = None) -> dict:
-    """The part of a checkpoint's ``meta`` that says what the weights are, as mmseg 1.x or 0.x spells it.
-
-    Args:
-        meta: As found; what is not of the expected type counts as absent.
-        target: See :data:`state_dict.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
-        num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
-    """
-    meta = meta if isinstance(meta, Mapping) else {}
-    known = meta.get('dataset_meta') if isinstance(meta.get('dataset_meta'), Mapping) else {}
-    classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
-    kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        from ..models.ade20k import ade20k_classes
-
-        classes, palette = ade20k_classes()
-        if num_classes != len(classes):
-            return kept
-    if not _is_palette(palette):
-        palette = None
-    if target == 'legacy':
-        return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
-    return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
-
-
-def _is_palette(palette: object) -> bool:
-    """Whether this is one colour a class, three numbers up to 255 each."""
-    return isinstance(palette, list | tuple) and all(
-        isinstance(colour, list | tuple) and len(colour) == 3 and all(value in range(256) for value in colour)
-        for colour in palette
-    )
 
 
 def _renamed(expected: Mapping[str, Tensor] | None, conversion: Conversion, target: str) -> dict[str, Tensor]:

@@ -18,7 +18,12 @@ from ..models.semantic_fpn import RecNeXtSegmentor
 from ..utils.errors import UserError, printable
 from ..utils.files import atomic_write, sha256_of
 from .files import CheckpointError, write_safetensors
-from .hub import DESCRIPTION, WEIGHTS, Repository, pull_description, pull_weights
+
+HUB = 'hf://'
+"""How the address of a segmentor on the Hugging Face hub begins."""
+
+DESCRIPTION, WEIGHTS = 'config.json', 'model.safetensors'
+"""The files that a segmentor is read from; others beside them are for people."""
 
 SCHEMA, VERSION = 'recnext-segmentor', 1
 MAX_BYTES = 1 << 22
@@ -196,12 +201,19 @@ def write_folder(folder: str | Path, description: Description, weights: Mapping[
     replace(description, provenance=provenance).write(folder / DESCRIPTION)
 
 
-def pull_segmentor(repository: Repository, with_weights: bool = True) -> Path:
+def pull_segmentor(address: str, with_weights: bool = True) -> Path:
     """Download a segmentor from the hub into its cache, unless it is there, and return its folder.
+
+    Args:
+        address: ``hf://user/name`` or ``hf://user/name@revision``.
+        with_weights: Download ``model.safetensors`` as well as ``config.json``.
 
     Raises:
         UserError: it cannot be had, its description is refused, or the weights are not those that it is of.
     """
+    from .hub import parse_repository, pull_description, pull_weights
+
+    repository = parse_repository(address)
     description = pull_description(repository)
     read_description(description)  # before the weights: what is refused should not take the time
     if with_weights:

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.errors import UserError, first_line, printable
-
-SCHEME = 'hf://'
-DESCRIPTION, WEIGHTS = 'config.json', 'model.safetensors'
-"""The files that a segmentor is read from; others in its repository are for people."""
+from .folder import DESCRIPTION, HUB, WEIGHTS
 
 LOG_IN = 'Log in with hf auth login, or set HF_TOKEN.'
 
@@ -29,7 +26,7 @@ class Repository(NamedTuple):
     revision: str | None = None  # branch, tag or commit; None means the newest
 
     def __str__(self) -> str:
-        return f'{SCHEME}{self.name}{f"@{self.revision}" if self.revision else ""}'
+        return f'{HUB}{self.name}{f"@{self.revision}" if self.revision else ""}'
 
 
 def parse_repository(address: str) -> Repository:
@@ -38,7 +35,7 @@ def parse_repository(address: str) -> Repository:
     Raises:
         UserError: it is called otherwise.
     """
-    found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', address.removeprefix(SCHEME))
+    found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?', address.removeprefix(HUB))
     if found is None:
         raise UserError(f'{printable(address)} is no repository; expected hf://user/name or hf://user/name@revision.')
     return Repository(*found.groups())

@@ -18,7 +18,7 @@ layout                     keys                             where from
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -297,3 +297,43 @@ def check_weights_fit(state_dict: Mapping[str, Tensor], expected: Mapping[str, T
 def _shortened(keys: list, most: int = 5) -> str:
     shown = ', '.join(repr(key)[:60] for key in keys[:most])
     return shown + (f', ... ({len(keys)} in all)' if len(keys) > most else '')
+
+
+def convert_meta(meta: object, target: str, num_classes: int | None = None) -> dict:
+    """The part of a checkpoint's ``meta`` that says what the weights are, as mmseg 1.x or 0.x spells it.
+
+    Args:
+        meta: As found; what is not of the expected type counts as absent.
+        target: See :data:`state_dict.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
+        num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
+    """
+    meta = meta if isinstance(meta, Mapping) else {}
+    known = meta.get('dataset_meta') if isinstance(meta.get('dataset_meta'), Mapping) else {}
+    classes, palette = meta.get('CLASSES', known.get('classes')), meta.get('PALETTE', known.get('palette'))
+    kept = {key: meta[key] for key in ('epoch', 'iter', 'seed') if isinstance(meta.get(key), int)}
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        from ..models.ade20k import ade20k_classes
+
+        classes, palette = ade20k_classes()
+        if num_classes != len(classes):
+            return kept
+    if not _is_palette(palette):
+        palette = None
+    if target == 'legacy':
+        return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
+    return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
+
+
+def read_classes(content: dict, number: int) -> tuple[Sequence[str], Sequence[Sequence[int]]] | None:
+    """Return names and RGB colours of the classes as a checkpoint says them; None unless it has ``number`` of both."""
+    meta = convert_meta(content.get('meta'), 'mmseg1').get('dataset_meta', {})
+    classes, palette = meta.get('classes', ()), meta.get('palette')
+    return (classes, palette) if palette is not None and len(classes) == len(palette) == number else None
+
+
+def _is_palette(palette: object) -> bool:
+    """Whether this is one colour a class, three numbers up to 255 each."""
+    return isinstance(palette, list | tuple) and all(
+        isinstance(colour, list | tuple) and len(colour) == 3 and all(value in range(256) for value in colour)
+        for colour in palette
+    )

@@ -9,7 +9,6 @@ from urllib.request import url2pathname
 
 from ..utils.errors import UserError
 from ..utils.paths import CHECKPOINTS, CONFIGS, RELEASED, command, find_path
-from .fetch import fetch_checkpoint
 from .files import CheckpointError
 
 
@@ -70,6 +69,8 @@ def resolve_checkpoint(checkpoint: str) -> Path:
     if checkpoint.startswith('file://'):
         path = find_path(url2pathname(urlsplit(checkpoint).path))
     elif '://' in checkpoint:
+        from .fetch import fetch_checkpoint
+
         return fetch_checkpoint(checkpoint)
     else:
         path = find_path(os.path.expanduser(checkpoint))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import WrongUse
+from ..utils.errors import WrongUse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import math
 from importlib import import_module
 from typing import NamedTuple
 
-from .options import WrongUse, add_cfg_options, add_fuse_option, add_keep_float, add_model, whole_number, with_weights
+from ..utils.errors import WrongUse
+from .options import add_cfg_options, add_fuse_option, add_keep_float, add_model, whole_number, with_weights
 
 
 class Format(NamedTuple):

@@ -13,8 +13,7 @@ except ModuleNotFoundError:  # nothing is completed then
     shtab = None
 
 from .. import __version__
-from ..utils.errors import START_AGAIN, StartAgain, UserError, name_missing_extra
-from .options import WrongUse
+from ..utils.errors import START_AGAIN, StartAgain, UserError, WrongUse, name_missing_extra
 
 COMMANDS = {
     'predict': 'Predict images, folders and videos',

@@ -17,10 +17,6 @@ WEIGHTS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """How files of weights are called, where something else could stand in their place."""
 
 
-class WrongUse(Exception):
-    """Arguments that do not go together."""
-
-
 class CfgOptions(argparse.Action):
     """mmengine's ``DictAction``, imported only when it is used: ``--help`` should not wait for it."""
 
@@ -80,18 +76,17 @@ def names_weights(argument: str) -> bool:
 
 def with_weights(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments, with the weights that CONFIG brings where none are named, and what is on the hub downloaded."""
-    from ..checkpoints.hub import SCHEME
+    from ..checkpoints.folder import HUB
 
     own = args.checkpoint is None
-    if own or args.config.startswith(SCHEME):
+    if own or args.config.startswith(HUB):
         from ..checkpoints.download import find_released_weights
         from ..checkpoints.folder import pull_segmentor, read_folder
-        from ..checkpoints.hub import parse_repository
         from ..utils.devices import AUTO, find_device
 
         find_device(getattr(args, 'device', AUTO))  # before anything is fetched
-        if args.config.startswith(SCHEME):
-            args.config = str(pull_segmentor(parse_repository(args.config), own))
+        if args.config.startswith(HUB):
+            args.config = str(pull_segmentor(args.config, own))
         if own:
             folder = Path(args.config)
             args.checkpoint = str(read_folder(folder)[1] if folder.is_dir() else find_released_weights(args.config))
@@ -176,7 +171,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def with_deployment(args: argparse.Namespace) -> dict:
     """The arguments as a dict, with those of :func:`add_network_options` as one ``deployment``."""
     from ..runtimes.deployment import Deployment
-    from ..utils.memory import keep_freed_memory
+    from ..utils.devices import keep_freed_memory
 
     keep_freed_memory()
     rest = vars(args)

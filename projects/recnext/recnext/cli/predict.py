@@ -5,8 +5,8 @@ import re
 from dataclasses import fields
 
 from ..predict.shares import local_rank, parse_share, share_of_process
+from ..utils.errors import WrongUse
 from .options import (
-    WrongUse,
     add_cfg_options,
     add_model,
     add_network_options,

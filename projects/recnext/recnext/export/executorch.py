@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from ..models.folded_fpn import FoldedLevel
+from ..models.folding import FoldedLevel
 from ..runtimes.calibration import Calibration
 from ..runtimes.capture import capture, modules_of
 from ..utils.errors import UserError

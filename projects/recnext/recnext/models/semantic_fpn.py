@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError
 from .deployable import Deployable, to_float32
-from .folded_fpn import FoldedFPN, FoldedLevel, fold_levels
-from .folding import fold_norm
+from .folding import FoldedFPN, FoldedLevel, fold_levels, fold_norm
 from .label_map import ResizeStep, label_map, resize_all
 from .preprocess import Prepared, Preprocess
 from .recnext import RecNeXt, get_arch
@@ -144,7 +143,7 @@ class RecNeXtSegmentor(Deployable, nn.Module):
                 module.switch_to_deploy()
 
     def fuse_head(self) -> None:
-        """Fold FPN and FPNHead into each other where that pays: see :mod:`.folded_fpn`."""
+        """Fold FPN and FPNHead into each other where that pays: see :mod:`.folding`."""
         if isinstance(self.neck, FoldedFPN):
             return
         self.fuse_norms()

@@ -7,8 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
-from ..checkpoints.folder import read_description
-from ..checkpoints.hub import DESCRIPTION
+from ..checkpoints.folder import DESCRIPTION, read_description
 from ..checkpoints.releases import find_released_config
 from ..utils.errors import UserError, name_missing_extra
 from ..utils.paths import find_config, find_path

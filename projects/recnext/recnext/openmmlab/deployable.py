@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.keys import check_weights_fit, get_state_dict, of_other_classes
 from ..checkpoints.releases import resolve_checkpoint
 from ..models.deployable import Deployable
-from .folding import fold_conv_modules
+from ..models.folding import fold_norm, is_foldable
 from .pretrained import StrictlyPretrained, log_loaded
 
 
@@ -99,3 +100,19 @@ class DeployableModel(Deployable, StrictlyPretrained):
     def extract_feat(self, inputs: Tensor, *args: object, **kwargs: object) -> Sequence[Tensor]:
         """Return the features of images (N, C, H, W) that the head takes."""
         return super().extract_feat(self.to_input(inputs), *args, **kwargs)
+
+
+def fold_conv_modules(module: nn.Module) -> None:
+    """Fold the norm of every mmcv ConvModule inside into its convolution, where that is exact; in place, idempotent."""
+    for part in conv_modules(module):
+        plain = type(part.conv) is nn.Conv2d and not part.with_spectral_norm and part.order == ('conv', 'norm', 'act')
+        if part.with_norm and plain and is_foldable(part.norm):
+            part.conv = fold_norm(part.conv, part.norm)
+            setattr(part, part.norm_name, nn.Identity().train(part.training))
+            # It would look for statistics in the norm. mmcv 2.0 has no such forward, and does not look at this.
+            part.efficient_conv_bn_eval_forward = None
+
+
+def conv_modules(module: nn.Module) -> list[ConvModule]:
+    """All of mmcv's ConvModules in a network."""
+    return [m for m in module.modules() if isinstance(m, ConvModule)]

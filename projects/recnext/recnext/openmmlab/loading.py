@@ -13,9 +13,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from ..checkpoints.convert import convert_meta
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.folder import Description
+from ..checkpoints.keys import read_classes
 from ..checkpoints.releases import resolve_checkpoint
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
@@ -136,10 +136,7 @@ def make_pipeline(cfg: Config) -> list[dict]:
 
 def classes_of(cfg: Config, checkpoint: dict, number: int) -> tuple[list[str], np.ndarray]:
     """Return names and colours of the classes: as the checkpoint says, or else as the test set of the config does."""
-    meta = convert_meta(checkpoint.get('meta'), 'mmseg1').get('dataset_meta', {})
-    classes, palette = meta.get('classes', ()), meta.get('palette')
-    if palette is None or not len(classes) == len(palette) == number:
-        classes, palette = named_classes(cfg)
+    classes, palette = read_classes(checkpoint, number) or named_classes(cfg)
     if len(classes) != number:
         raise UserError(f'The head has {number} classes, and the test set of the config names {len(classes)}.')
     return [name.strip() for name in classes], np.array(palette, np.uint8)

@@ -1,26 +1,155 @@
 """Segmentors: mmseg's EncoderDecoder, strict about its weights, with the same label maps in less time and memory."""
 
+import copy
 import functools
 import re
+from collections.abc import Callable, Iterator
 
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
+from mmseg.models.decode_heads import FPNHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.necks import FPN
 from mmseg.models.utils import Upsample
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints.keys import ConversionError, convert_state_dict, get_state_dict
 from ..models.deployable import to_float32
+from ..models.folding import FoldedFPN, FoldedLevel, fold_levels, is_foldable
 from ..models.label_map import ResizeStep, label_map, resize_all
 from ..runtimes.capture import SUBSTITUTES
 from ..utils.errors import UserError
-from .deployable import DeployableModel
-from .folding import fold_fpn
-from .lazy_prediction import SegPrediction
+from .deployable import DeployableModel, conv_modules, fold_conv_modules
+
+
+class SegPrediction(SegDataSample):
+    """A SegDataSample whose ``seg_logits`` are made when something asks for them, and not before.
+
+    Full-size logits of 150 classes take hundreds of megabytes; the metrics, pictures and label maps need none of
+    them, test-time augmentation does. Until then only the small logits of the head are kept, where they were made.
+
+    ``'seg_logits' in prediction`` and ``to_dict()``, which metrics get, do not ask: they have them once they are made.
+    """
+
+    _make_logits: Callable[[], Tensor] | None = None
+
+    def promise_logits(self, make_logits: Callable[[], Tensor]) -> None:
+        """Say how ``seg_logits.data``, (C, H, W), will be made."""
+        # Past BaseDataElement, which takes every attribute for data.
+        object.__setattr__(self, '_make_logits', make_logits)
+
+    @SegDataSample.seg_logits.getter
+    def seg_logits(self) -> PixelData:
+        if self._make_logits is not None and '_seg_logits' not in self.__dict__:
+            self.seg_logits = PixelData(data=self._make_logits())
+        return self._seg_logits
+
+    def new(self, **kwargs: dict) -> 'SegPrediction':
+        """A copy, which makes its own logits when asked for them."""
+        return self._pass_on(super().new(**kwargs))
+
+    def clone(self) -> 'SegPrediction':
+        """A deep copy, which makes its own logits when asked for them."""
+        return self._pass_on(super().clone())
+
+    def _pass_on(self, copy: 'SegPrediction') -> 'SegPrediction':
+        if self._make_logits is not None:
+            copy.promise_logits(self._make_logits)
+        return copy
+
+
+def fold_fpn(neck: nn.Module, head: nn.Module) -> tuple[FoldedFPN, FPNHead]:
+    """Return a new neck and a new head with the same head(neck(features)); those given stay as they are.
+
+    Every norm of the head is folded, and every level of which :func:`.folding_saves_flops`; ``scale_heads[i][0]`` of a
+    folded level moves into the neck. Idempotent: a :class:`FoldedFPN` and its head are returned unchanged.
+
+    Raises:
+        UserError: training mode, or a neck or head that cannot be folded.
+    """
+    if isinstance(neck, FoldedFPN):
+        return neck, head
+    for obstacle in _obstacles(neck, head):
+        raise UserError(
+            'Only FPN without norm or activation, with nearest upsampling, and FPNHead on all its outputs, with batch '
+            f'normalisation or none, can be folded; found {obstacle}.'
+        )
+    if any(module.training for part in (neck, head) for module in part.modules()):
+        raise UserError('fold_fpn() fixes the norm statistics for good: call .eval() on the network first.')
+
+    neck, head = copy.deepcopy((neck, head))
+    fold_conv_modules(head)
+    firsts = [(scale_head[0].conv, _activation(scale_head[0])) for scale_head in head.scale_heads]
+    laterals, convs = ([module.conv for module in part] for part in (neck.lateral_convs, neck.fpn_convs))
+    levels = fold_levels(laterals, convs, firsts)
+    for level, scale_head in zip(levels, head.scale_heads):
+        if isinstance(level, FoldedLevel):
+            scale_head[0] = nn.Identity()
+    # New modules are in training mode.
+    return FoldedFPN(levels, neck.start_level).eval(), head.eval()
+
+
+def _activation(module: ConvModule) -> nn.Module:
+    return module.activate if module.with_activation else nn.Identity()
+
+
+def _obstacles(neck: nn.Module, head: nn.Module) -> Iterator[str]:
+    """What stands in the way, in words; each is looked for where those before it are absent."""
+    # Not isinstance: what a subclass computes is not known.
+    for part, kind in ((neck, FPN), (head, FPNHead)):
+        if type(part) is not kind:
+            yield f'{type(part).__name__} in the place of {kind.__name__}'
+    levels = len(neck.lateral_convs)
+    if neck.num_outs != levels:
+        yield f'an FPN with {neck.num_outs} outputs from {levels} levels (add_extra_convs={neck.add_extra_convs})'
+    if list(head.in_index) != list(range(levels)):
+        yield f'an FPNHead with in_index={head.in_index} on {levels} outputs'
+    if {'mode': 'nearest', **neck.upsample_cfg} != {'mode': 'nearest'}:
+        yield f'an FPN with upsample_cfg={dict(neck.upsample_cfg)}'
+    for module in conv_modules(neck):
+        if module.with_norm:
+            yield f'an FPN with a norm ({type(module.norm).__name__})'
+        if module.with_activation:
+            yield f'an FPN with an activation ({type(module.activate).__name__})'
+
+    firsts = [scale_head[0] for scale_head in head.scale_heads]
+    for place, modules, size in (
+        ('lateral_convs', neck.lateral_convs, 1),
+        ('fpn_convs', neck.fpn_convs, 3),
+        ('scale_heads', firsts, 3),
+    ):
+        for module in modules:
+            yield from (f'{found} in {place}' for found in _conv_obstacles(module, size))
+    for module in conv_modules(head):
+        if module.order != ('conv', 'norm', 'act'):
+            yield f'an FPNHead with the order {" -> ".join(module.order)}'
+        if isinstance(module.norm, _BatchNorm) and module.norm.running_mean is None:
+            yield 'an FPNHead with a norm that keeps no running statistics'
+        elif module.with_norm and not (is_foldable(module.norm) or isinstance(module.norm, nn.Identity)):
+            yield f'an FPNHead with {type(module.norm).__name__}'
+
+
+def _conv_obstacles(module: nn.Module, size: int) -> Iterator[str]:
+    conv = getattr(module, 'conv', None)
+    if not isinstance(module, ConvModule) or type(conv) is not nn.Conv2d:
+        yield type(module if conv is None else conv).__name__
+        return
+    if module.with_spectral_norm:
+        yield 'a spectral norm'
+    if module.with_explicit_padding:
+        yield f'a padding by {type(module.padding_layer).__name__}'
+    expected = dict(kernel_size=size, padding=size // 2, stride=1, dilation=1)
+    for name, value in expected.items():
+        if getattr(conv, name) != (value, value):
+            yield f'a convolution with {name}={getattr(conv, name)}'
+    if conv.groups != 1 or conv.padding_mode != 'zeros':
+        yield f'a convolution with groups={conv.groups}, padding_mode={conv.padding_mode!r}'
 
 
 @MODELS.register_module()

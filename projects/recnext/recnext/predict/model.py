@@ -12,11 +12,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints.convert import convert_meta
 from ..checkpoints.files import read_checkpoint
-from ..checkpoints.folder import Description, pull_segmentor, read_description, read_folder, write_folder
-from ..checkpoints.hub import DESCRIPTION, SCHEME, parse_repository
-from ..checkpoints.keys import BACKBONE, ConversionError, check_weights_fit, convert_state_dict, get_state_dict
+from ..checkpoints.folder import (
+    DESCRIPTION,
+    HUB,
+    Description,
+    pull_segmentor,
+    read_description,
+    read_folder,
+    write_folder,
+)
+from ..checkpoints.keys import (
+    BACKBONE,
+    ConversionError,
+    check_weights_fit,
+    convert_state_dict,
+    get_state_dict,
+    read_classes,
+)
 from ..checkpoints.releases import read_releases, resolve_checkpoint
 from ..models.ade20k import ade20k_classes
 from ..models.deployable import Deployable
@@ -272,7 +285,7 @@ def load_core(name: str, checkpoint: str | Path | None, cfg_options: dict | None
     """Load what needs no config: a release, a folder, or one of the hub; None if ``name`` is none of them."""
     release = {release['name']: release for release in read_releases()}.get(name)
     folder = Path(name) / DESCRIPTION
-    if release is None and not folder.is_file() and not name.startswith(SCHEME):
+    if release is None and not folder.is_file() and not name.startswith(HUB):
         return None
     if release is not None and release['task'] != 'segmentation':
         raise UserError(
@@ -289,7 +302,7 @@ def load_core(name: str, checkpoint: str | Path | None, cfg_options: dict | None
     else:
         # Weights that are named are taken in the place of its own, which are not downloaded then.
         own = checkpoint is None
-        place = pull_segmentor(parse_repository(name), own) if name.startswith(SCHEME) else Path(name)
+        place = pull_segmentor(name, own) if name.startswith(HUB) else Path(name)
         description, weights = read_folder(place) if own else (read_description(place / DESCRIPTION), None)
         description = description if own else dataclasses.replace(description, provenance={}, metrics={})
     if checkpoint is None and weights is None:
@@ -330,10 +343,3 @@ def _build(name: str, description: Description, file: Path) -> Model:
         sha256=sha256,
     )
     return Model(network, network, classes, palette, provenance, description)
-
-
-def read_classes(content: dict, number: int) -> tuple[Sequence[str], Sequence[Sequence[int]]] | None:
-    """Return names and RGB colours of the classes as a checkpoint says them; None unless it has ``number`` of both."""
-    meta = convert_meta(content.get('meta'), 'mmseg1').get('dataset_meta', {})
-    classes, palette = meta.get('classes', ()), meta.get('palette')
-    return (classes, palette) if palette is not None and len(classes) == len(palette) == number else None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checkpoints.hub import SCHEME
+from ..checkpoints.folder import HUB
 from ..drawing.overlay import draw_overlay
 from ..runtimes.deployment import DEFAULT, Deployment
 from ..utils.devices import AUTO
@@ -58,7 +58,7 @@ class Predictor:
         """Load a segmentor that brings its own weights: ``'user/name'`` on the hub, a release, or a folder."""
         name = str(name)
         if revision or (name.count('/') == 1 and not Path(name).is_dir()):
-            name = SCHEME + name.removeprefix(SCHEME) + (f'@{revision}' if revision else '')
+            name = HUB + name.removeprefix(HUB) + (f'@{revision}' if revision else '')
         return cls(name, None, device, deployment)
 
     def __call__(self, image: str | Path | np.ndarray) -> Prediction:

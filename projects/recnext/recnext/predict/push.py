@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.download import find_recorded_release, sha256_of_weights
-from ..checkpoints.folder import read_description
-from ..checkpoints.hub import DESCRIPTION, parse_repository, push_folder
+from ..checkpoints.folder import DESCRIPTION, read_description
+from ..checkpoints.hub import parse_repository, push_folder
 from ..utils.errors import UserError
 from ..utils.evaluation import RECORD, read_evaluation
 from ..utils.files import sha256_of

@@ -17,10 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..runtimes.deployment import Deployment
-from ..utils.devices import AUTO
+from ..utils.devices import AUTO, keep_freed_memory
 from ..utils.errors import UserError, first_line
 from ..utils.images import IMAGE_SUFFIXES, ImageError, read_image, silence_opencv
-from ..utils.memory import keep_freed_memory
 from ..utils.paths import PACKAGE
 from .files import predict_items, show_summary
 from .inputs import VIDEO_SUFFIXES, Input, Inputs, find_inputs

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class WrongUse(Exception):
+    """Arguments that do not go together; the command line tools exit with code 2."""
+
+
 class StartAgain(Exception):
     """Work that was interrupted, as it was asked to be; the command line tools exit with :data:`START_AGAIN`."""
 

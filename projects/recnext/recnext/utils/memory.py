@@ -1,6 +1,5 @@
-"""The memory of a process and of an accelerator: how much was used at most, and how much is kept for the next image."""
+"""The memory of a process and of an accelerator: how much was used at most."""
 
-import ctypes
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,29 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-M_TOP_PAD = -2
-"""glibc's name of the setting: free memory that is kept at the end of the heap."""
-
-KEPT = 512 * 2**20
-"""Bytes of it."""
-
 PROCESS = Path('/proc/self')
 """Where Linux tells of a process."""
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep memory that a network has freed, for its next image.
-
-    By default glibc hands large freed blocks back to the system and gets them anew, zeroed page by page, for every
-    feature map of every image. Requests are served from the end of the heap first, so memory that is kept there is
-    used again. Other C libraries stay as they are, and so do the peaks of memory.
-
-    It is for programs, such as the tools: a library leaves the allocator of its host alone.
-    """
-    if sys.platform == 'linux':
-        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-        if mallopt is not None:
-            mallopt(M_TOP_PAD, KEPT)
 
 
 def can_tell_peak(device: 'torch.device') -> bool:
