@@ -1,4 +1,4 @@
-"""Push a segmentor to the Hugging Face hub: weights, config, classes, and a model card with its provenance."""
+"""Push a segmentor to the Hugging Face hub: weights, description, and a model card with its provenance."""
 
 from _cli import run_tool
 

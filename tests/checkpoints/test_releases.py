@@ -5,10 +5,10 @@ import re
 import _model_zoo as model_zoo
 import modelindex
 import pytest
-from helpers.reference import ARCH_NAMES, CONFIGS, ROOT, SEGMENTORS, config_of
+from helpers.reference import ARCH_NAMES, CONFIGS, ROOT, SEGMENTORS, config_of, released_model_cfg
 
 from projects.recnext.recnext.checkpoints.releases import list_models, read_releases, read_sources
-from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
+from projects.recnext.recnext.openmmlab.builder import build_on_meta
 from projects.recnext.recnext.utils.errors import UserError
 
 # aAcc, mIoU, mAcc of the training logs, and milliseconds on an iPhone 12.

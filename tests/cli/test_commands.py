@@ -29,7 +29,7 @@ TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('[a-z]*.py'))
 
 
 def recnext(*arguments: object, **kwargs: object) -> subprocess.CompletedProcess:
-    return run_python('-m', 'projects.recnext.recnext.cli', *arguments, **kwargs)
+    return run_python('-m', 'projects.recnext.recnext', *arguments, **kwargs)
 
 
 HELPS = """
@@ -50,7 +50,7 @@ assert not {'torch', 'mmengine', 'numpy'} & set(sys.modules)
     ids=lambda start: ' '.join(start) or 'recnext',
 )
 def test_help_imports_nothing_heavy(start):
-    module = ['projects.recnext.recnext.cli'] if not start or start[0] in COMMANDS else []
+    module = ['projects.recnext.recnext'] if not start or start[0] in COMMANDS else []
     result = subprocess.run(
         [sys.executable, '-c', HELPS, *module, *start, '--help'], capture_output=True, text=True, cwd=ROOT,
         env=dict(PYTHONPATH=f'{ROOT}:{ROOT / "tools"}'),
@@ -239,11 +239,11 @@ def test_weights_that_are_not_there_are_downloaded_first(released_m3, tmp_path, 
 
 
 def test_a_mistake_is_said_without_a_traceback(tmp_path):
-    assert_user_error(recnext('predict', 'no_such', 'a.jpg', cwd=tmp_path), 'no_such is not the name of a released')
+    assert_user_error(recnext('predict', 'no_such', 'a.jpg', cwd=tmp_path), 'No such config: no_such')
 
 
 def test_a_reader_that_has_ended_is_no_error():
-    command = [sys.executable, '-m', 'projects.recnext.recnext.cli', 'configs']
+    command = [sys.executable, '-m', 'projects.recnext.recnext', 'configs']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b'', 141)
@@ -251,6 +251,6 @@ def test_a_reader_that_has_ended_is_no_error():
 
 
 def test_the_device_is_looked_for_before_anything_is_fetched(monkeypatch, capsys):
-    monkeypatch.setattr('projects.recnext.recnext.predict.find.find_trained', lambda config: pytest.fail('fetched'))
+    monkeypatch.setattr(download, 'find_released_weights', lambda config: pytest.fail('fetched'))
     with pytest.raises(SystemExit, match="error: 'foo' is no device"):
         main(['test', 'recnext_m3_ade20k', '--device', 'foo'])

@@ -400,7 +400,6 @@ M3 = 'projects/recnext/configs/fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
         ('`python tools/train.py CONFIG --work DIR`', 'unrecognized arguments: --work DIR'),
         ('`python tools/infer.py CONFIG`', 'required: INPUT'),
         ('`python tools/test.py CONFIG CHECKPOINT --fuse some`', 'invalid choice'),
-        ('`python tools/download_checkpoint.py`', 'NAME --all is required'),
         ('`python tools/train.py CONFIG && python tools/infer.py CONFIG`', 'required: INPUT'),
         ('`python tools/train.py projects/recnext/configs/m3.py`', 'no file projects/recnext/configs/m3.py'),
         ('`python tools/train.py CONFIG --cfg-options optimizer.lr=1`', 'no optimizer.lr in the configs'),

@@ -51,7 +51,7 @@ def test_the_commands_are_ours_and_torchruns(name):
     module, *rest = arguments_of(name)
     assert module == 'torch.distributed.run'
     torchrun = parse_args(rest)
-    assert torchrun.module and torchrun.training_script == 'projects.recnext.recnext.cli'
+    assert torchrun.module and torchrun.training_script == 'projects.recnext.recnext'
     assert torchrun.rdzv_backend == 'c10d' and torchrun.max_restarts == 10
     train = build_parser().parse_args(torchrun.training_script_args)
     assert train.command == 'train' and train.resume == 'auto' and train.launcher == 'pytorch' and train.store

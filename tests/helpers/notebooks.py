@@ -24,7 +24,7 @@ def run_notebook(path: Path, folder: Path, changes: dict[str, str]) -> nbformat.
     """
     command = folder / 'bin' / 'recnext'
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m projects.recnext.recnext.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m projects.recnext.recnext "$@"\n')
     command.chmod(0o755)
     notebook = nbformat.read(path, as_version=4)
     shown = copy.deepcopy(notebook)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from projects.recnext.recnext.models.recnext import ARCHS
@@ -46,3 +47,12 @@ def genuine_maps() -> dict[str, np.ndarray]:
 def golden_input(height: int, width: int) -> torch.Tensor:
     """The input of the golden outputs, (1, 3, H, W) in double precision."""
     return torch.from_numpy(np.random.default_rng(height * 1000 + width).standard_normal((1, 3, height, width)))
+
+
+def released_model_cfg(arch: str, num_classes: int = 150) -> dict:
+    """The ``model`` of the released segmentor of one variant, without pretrained weights."""
+    model_cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / 'fpn_recnext.py').model
+    model_cfg.backbone.arch = arch
+    model_cfg.neck.in_channels = list(ARCHS[arch]['channels'])
+    model_cfg.decode_head.num_classes = num_classes
+    return model_cfg

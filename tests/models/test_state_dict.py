@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.reference import read_layout
+from helpers.reference import read_layout, released_model_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.hooks import EMAHook
@@ -20,7 +20,7 @@ from projects.recnext.recnext.checkpoints.keys import (
     select_backbone,
 )
 from projects.recnext.recnext.models.recnext import ARCHS
-from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
+from projects.recnext.recnext.openmmlab.builder import build_on_meta
 
 LAYOUTS = [f'recnext_{arch}_distill_300e' for arch in ARCHS] + [
     f'recnext_{arch}_ade20k' for arch in ('m3', 'm4', 'm5', 'a3', 'a4', 'a5')

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.reference import read_layout
+from helpers.reference import read_layout, released_model_cfg
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from mmseg.registry import MODELS
@@ -13,7 +13,6 @@ from mmseg.registry import MODELS
 from projects.recnext.recnext.checkpoints.keys import ConversionError, convert_state_dict
 from projects.recnext.recnext.openmmlab import pretrained
 from projects.recnext.recnext.openmmlab.backbone import RecNeXt
-from projects.recnext.recnext.openmmlab.builder import released_model_cfg
 from projects.recnext.recnext.utils.errors import UserError
 from projects.recnext.recnext.utils.paths import CLONE
 

@@ -146,7 +146,7 @@ def test_from_addresses_to_parquet_to_webdataset(cluster, tiny, photos, plain, t
 
 def test_a_killed_actor_loses_nothing_and_no_process_stays(installed, tiny, photos, plain, tmp_path):
     arguments = [*tiny, photos, '--out-dir', tmp_path / 'out', '--ray']
-    command = [sys.executable, '-m', 'projects.recnext.recnext.cli', 'predict', *map(str, arguments)]
+    command = [sys.executable, '-m', 'projects.recnext.recnext', 'predict', *map(str, arguments)]
     said = tmp_path / 'said'
     with said.open('w') as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)

@@ -1,17 +1,16 @@
 """Networks built from a config: without memory, to know which tensors they have, or without reading weights."""
 
+import contextlib
 import copy
 import warnings
+from collections.abc import Iterator
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
-from ..models.recnext import ARCHS
 from ..utils.errors import UserError
-from ..utils.paths import CONFIGS
 from .config_check import named_mistakes
 from .pretrained import pretrained_files, without_pretrained
 
@@ -24,14 +23,21 @@ def build_on_meta(model_cfg: dict) -> nn.Module:
     """
     init_default_scope('mmseg')
     _check_heads(model_cfg)
-    with named_mistakes('model', model_cfg), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', module='mmseg')  # about itself
+    with named_mistakes('model', model_cfg), quiet_mmseg():
         try:
             with torch.device('meta'):
                 return MODELS.build(copy.deepcopy(model_cfg))  # EncoderDecoder changes what it is built from
         except RuntimeError:
             # Swin and others read numbers off a tensor as they are built, and one on this device has none.
             return MODELS.build(copy.deepcopy(model_cfg)).to('meta')
+
+
+@contextlib.contextmanager
+def quiet_mmseg() -> Iterator[None]:
+    """Keep quiet, inside this context, what mmseg warns of its own use of its own functions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='mmseg')
+        yield
 
 
 def _check_heads(model_cfg: dict) -> None:
@@ -50,7 +56,8 @@ def build_without_weights(model_cfg: dict, **changes: object) -> nn.Module:
     model_cfg = copy.deepcopy(model_cfg)
     model_cfg.update(changes)
     drop_pretrained(model_cfg)
-    return MODELS.build(model_cfg)
+    with quiet_mmseg():
+        return MODELS.build(model_cfg)
 
 
 def drop_pretrained(part: dict) -> None:
@@ -64,12 +71,3 @@ def drop_pretrained(part: dict) -> None:
             for inside in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(inside, dict):
                     drop_pretrained(inside)
-
-
-def released_model_cfg(arch: str, num_classes: int = 150) -> dict:
-    """The ``model`` of the released segmentor of one variant, without pretrained weights."""
-    model_cfg = Config.fromfile(CONFIGS / '_base_' / 'models' / 'fpn_recnext.py').model
-    model_cfg.backbone.arch = arch
-    model_cfg.neck.in_channels = list(ARCHS[arch]['channels'])
-    model_cfg.decode_head.num_classes = num_classes
-    return model_cfg

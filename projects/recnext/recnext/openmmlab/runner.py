@@ -1,7 +1,6 @@
 """MMEngine's Runner, which names a file or a setting that is at fault, and gets nothing of a checkpoint to run."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..checkpoints.files import read_checkpoint
 from ..checkpoints.releases import resolve_checkpoint
 from ..utils.signals import outlive_stop_signals
+from .builder import quiet_mmseg
 from .checks import Start
 from .compat import forward_log
 from .config_check import named_mistakes
@@ -106,8 +106,7 @@ def build_runner(cfg: Config, start: Start | None = None) -> GuardedRunner:
     if cfg.get('visualizer'):
         # mmengine would hand out that of an earlier run in this process, with its folders, if it has the same name.
         cfg.visualizer.pop('name', None)
-    with named_mistakes('', cfg), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', module='mmseg')  # about itself
+    with named_mistakes('', cfg), quiet_mmseg():
         runner = GuardedRunner.from_cfg(cfg)
     forward_log()
     for hook in (GatherInWorkDirHook(), EvaluationRecordHook(), NoAlgorithmSearchHook()):

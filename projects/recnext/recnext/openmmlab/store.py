@@ -1,8 +1,11 @@
 """Checkpoints at an address such as ``s3://bucket/runs``: fsspec as a backend of mmengine's file IO."""
 
+import contextlib
 import os
 import posixpath
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 
@@ -35,6 +38,13 @@ class FsspecBackend(BaseStorageBackend):
         fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(partial := f'{path}.partial-{token_hex(4)}', obj)
         return fs.mv(partial, path)
+
+    @contextlib.contextmanager
+    def get_local_path(self, filepath: str) -> Iterator[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, posixpath.basename(filepath))
+            copy.write_bytes(self.get(filepath))
+            yield str(copy)
 
     def isfile(self, filepath: str) -> bool:
         return url_to_fs(filepath)[0].isfile(filepath)
