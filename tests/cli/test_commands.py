@@ -1,6 +1,7 @@
 """The commands: which there are, what they say of themselves, and what is done with what they are given."""
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from projects.recnext.recnext import __version__
 from projects.recnext.recnext.checkpoints import download
 from projects.recnext.recnext.checkpoints.convert import convert_file
 from projects.recnext.recnext.cli import options
-from projects.recnext.recnext.cli.environment import describe_environment
+from projects.recnext.recnext.cli.doctor import describe_environment
 from projects.recnext.recnext.cli.export import FORMATS
 from projects.recnext.recnext.cli.main import COMMANDS, build_parser, load_command, main, parse_command
 from projects.recnext.recnext.models.deployable import FUSE
@@ -165,9 +166,9 @@ def test_configs_are_listed_and_named_without_their_path(capsys, tmp_path, monke
 
 def test_doctor_names_what_is_there_and_what_is_missing(monkeypatch):
     said = list(describe_environment())
-    assert '  torch: yes' in said and '  web: ready' in said
+    assert '  train, test: yes' in said and '  web: ready' in said
     assert any(line.startswith('  cpu: ') for line in said)
-    find = options.__spec__.__class__ and __import__('importlib').util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
         'importlib.util.find_spec', lambda name, *_: None if name in ('onnx', 'sklearn') else find(name)
     )

@@ -172,6 +172,8 @@ def test_annotations_belong_to_the_images_of_the_test_set(source, scenes, photos
     paths = [str(path) for path in sorted((scenes / 'images' / 'validation').iterdir())[1:2]]
     assert (find_images(cfg, paths, annotated=True).annotations[0] == images.annotations[1]).all()
     assert find_images(cfg, [*paths, str(photos / '0.png')], annotated=True).annotations == ()
+    cfg.pop('test_dataloader')
+    assert [len(find_images(cfg, given, annotated=True).images) for given in (paths, None)] == [1, 3]
 
 
 @pytest.mark.parametrize('zero_point', [None, 3])

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import distributed
 
-from projects.recnext.recnext.cli.environment import list_accelerators
+from projects.recnext.recnext.cli.doctor import list_accelerators
 from projects.recnext.recnext.cli.main import build_parser
 from projects.recnext.recnext.openmmlab.distributed import backend_of, check_own_device, prepare_processes
 from projects.recnext.recnext.openmmlab.runner import run_on

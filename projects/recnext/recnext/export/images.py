@@ -40,7 +40,7 @@ def find_images(cfg: Config, paths: Sequence[str] | None, annotated: bool = Fals
     Raises:
         UserError: a file that is no image.
     """
-    samples = list(list_samples(cfg.test_dataloader.dataset))
+    samples = list(list_samples(cfg.test_dataloader.dataset)) if cfg.get('test_dataloader') else []
     if paths:
         known = {Path(sample['img_path']).resolve(): sample for sample in samples}
         samples = [known.get(Path(path).resolve(), dict(img_path=str(path))) for path in paths]

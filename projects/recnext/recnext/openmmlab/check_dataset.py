@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -118,8 +119,8 @@ def _read_all(listings: Sequence[Listing], num_classes: int, segmentation: bool)
     """
     checked: Checked = [(listing, []) for listing in listings]
     workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    # As mmengine's configs start the workers of dataloaders; a new interpreter would first import everything again.
-    context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else None)
+    # A new interpreter would first import everything again; but only Linux forks safely once torch is loaded.
+    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
     total = sum(len(listing.samples) for listing in listings)
     with (
         ProcessPoolExecutor(workers, context, initializer=_quieten) as pool,

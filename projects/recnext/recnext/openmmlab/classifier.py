@@ -18,7 +18,7 @@ from .deployable import DeployableModel
 
 @MODELS.register_module()
 class RecNeXtClsHead(TwoBranchHead, ClsHead):
-    """A :class:`heads.TwoBranchHead` as a head of MMPretrain: pooled features, a tuple of (N, C), to (N, classes).
+    """A :class:`.TwoBranchHead` as a head of MMPretrain: pooled features, a tuple of (N, C), to (N, classes).
 
     Args:
         num_classes: Classes.

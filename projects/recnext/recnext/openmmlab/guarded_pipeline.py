@@ -13,7 +13,7 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from mmseg.datasets import BaseSegDataset
 
 from ..utils.errors import UserError, first_line, printable
-from .listing import TO_ALL
+from .listing import to_all
 from .sample_rules import ERROR, IGNORED, SampleRules, check_pixels, is_cut_off
 
 
@@ -132,7 +132,7 @@ class GuardedPipeline:
         rules = SampleRules({}, self.num_classes, self.segmentation)
         wrong = [finding.message for finding in rules(info).findings if finding.level == ERROR]
         said = f'{printable(info.get("img_path"))} cannot be prepared: {type(error).__name__}: {first_line(error)}'
-        return (wrong or [said])[0] + TO_ALL
+        return (wrong or [said])[0] + to_all()
 
 
 def _steps(pipeline: Compose | BaseTransform) -> Iterator[BaseTransform]:

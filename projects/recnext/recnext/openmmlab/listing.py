@@ -23,7 +23,10 @@ from .sample_rules import Finding, SampleRules, raise_first
 LOOKED_AT = 20
 """How many samples of a dataset are read before a run: enough to see that they are made for other classes."""
 
-TO_ALL = f'\n  To see all that is wrong: {command("check-dataset", "CONFIG")}'
+
+def to_all() -> str:
+    """Return how to see all that is wrong with a dataset."""
+    return f'\n  To see all that is wrong: {command("check-dataset", "CONFIG")}'
 
 
 @dataclass
@@ -71,7 +74,7 @@ def check_before_run(dataset: dict, split: str, num_classes: int, segmentation: 
     raise_first(listing.findings)
     rules = SampleRules(dataset, num_classes, segmentation)
     for index in spread(len(listing.samples), LOOKED_AT):
-        raise_first(rules(listing.samples[index]).findings, TO_ALL)
+        raise_first(rules(listing.samples[index]).findings, to_all())
 
 
 def spread(total: int, number: int) -> list[int]:

@@ -159,8 +159,8 @@ class FastEncoderDecoder(DeployableModel, EncoderDecoder):
     - The label maps are those of EncoderDecoder, pixel for pixel (see :func:`label_map.label_map`), without the
       full-size logits of all classes. ``seg_logits`` of a prediction are made when something asks for them.
     - Weights that do not fit are refused, and what is fixed after training can be folded; see
-      :class:`deployable_model.DeployableModel`. ``fuse='all'`` folds FPN and FPNHead into each other where that pays
-      (see :mod:`folded_fpn`).
+      :class:`.DeployableModel`. ``fuse='all'`` folds FPN and FPNHead into each other where that pays
+      (see :func:`.fold_levels`).
     - Images of several sizes may come in one batch: those of one size go through the network together.
     """
 

@@ -44,7 +44,7 @@ class TestOptions:
     batch_size: int | None = None
     """Images in a batch; those of one size go through the network together."""
     overlap: bool = False
-    """Start a batch before the last one is measured: :class:`.OverlappedTestLoop`."""
+    """Start a batch before the last one is measured, see :class:`.OverlappedTestLoop`."""
     device: str = AUTO
     """See :func:`.find_device`; of several processes each takes one of a kind."""
     data_root: str | None = None
@@ -52,7 +52,7 @@ class TestOptions:
     cfg_options: dict | None = None
     """Merged into the config."""
     launcher: str = 'none'
-    """What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``."""
+    """``'pytorch'`` (torchrun), ``'slurm'`` or ``'none'``, which started the processes."""
 
     __test__ = False  # for pytest, which collects classes of such a name
 

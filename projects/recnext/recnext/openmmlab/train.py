@@ -55,13 +55,13 @@ class TrainOptions:
     total_batch_size: int | None = None
     """Images an iteration of all processes together, in place of the config's for each."""
     store: str | None = None
-    """Where checkpoints go, and are fetched from to go on: ``s3://bucket/runs``; see :func:`use_store`."""
+    """Where checkpoints go, and are fetched from to go on, as ``s3://bucket/runs``; see :func:`use_store`."""
     data_root: str | None = None
     """Folder of the dataset, in place of the config's."""
     cfg_options: dict | None = None
     """Merged into the config."""
     launcher: str = 'none'
-    """What started the processes: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``."""
+    """``'pytorch'`` (torchrun), ``'slurm'`` or ``'none'``, which started the processes."""
 
 
 def train(config: str, options: TrainOptions = TrainOptions()) -> None:

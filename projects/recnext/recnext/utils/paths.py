@@ -1,5 +1,6 @@
 """Where the parts of the project are, and what its configs name relative to it: data and weights to start from."""
 
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -65,5 +66,7 @@ def command(name: str, *arguments: str) -> str:
     """What a user types for a command: of the clone that is used, or as installed."""
     if not IN_CLONE:
         return shlex.join(['recnext', name, *arguments])
-    tool = TOOLS.get(name, name.replace('-', '_'))
-    return shlex.join(['python', os.path.relpath(CLONE / 'tools' / f'{tool}.py'), *arguments])
+    tool = str(CLONE / 'tools' / f'{TOOLS.get(name, name.replace("-", "_"))}.py')
+    with contextlib.suppress(ValueError):  # on Windows, from another drive
+        tool = os.path.relpath(tool)
+    return shlex.join(['python', tool, *arguments])

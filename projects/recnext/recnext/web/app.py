@@ -66,7 +66,7 @@ def serve(
         max_upload: Largest file that is taken, in MB.
         max_pixels: Largest image that is taken, in millions of pixels.
         deployment: The form in which the network is run.
-        device: See :func:`device.find_device`.
+        device: See :func:`.find_device`.
         cfg_options: Merged into the config.
 
     Raises:
