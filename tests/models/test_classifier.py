@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from helpers.networks import randomise_norms
-from helpers.reference import ARCH_NAMES, CLASSIFIER_CONFIGS, golden_input, read_layout, shared
+from helpers.reference import ARCH_NAMES, CLASSIFIER_CONFIGS, golden_input, read_layout, released_model_cfg, shared
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.registry import DATASETS, TRANSFORMS
@@ -21,7 +21,7 @@ from projects.recnext.recnext.models.classifier import TwoBranchHead
 from projects.recnext.recnext.models.recnext import ARCHS
 from projects.recnext.recnext.openmmlab import classifier as classifier_module
 from projects.recnext.recnext.openmmlab import pretrained
-from projects.recnext.recnext.openmmlab.builder import build_on_meta, released_model_cfg
+from projects.recnext.recnext.openmmlab.builder import build_on_meta
 from projects.recnext.recnext.utils.errors import UserError
 
 TINY = dict(channels=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2, token_mixer='conv')

@@ -315,10 +315,13 @@ def test_an_interrupted_conversion_leaves_nothing(folder, monkeypatch, after):
             convert(*args)
         signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(ENGINES['onnxruntime']), 'convert', interrupted)
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(type(ENGINES['onnxruntime']), 'convert', interrupted)
             converted()(smooth_images(1))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert entries(folder) == []
     assert_right(converted(), smooth_images(1))
     assert len(entries(folder)) == 1
