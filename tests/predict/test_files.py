@@ -26,6 +26,7 @@ from PIL import Image
 
 from projects.recnext.recnext.checkpoints.files import write_checkpoint
 from projects.recnext.recnext.predict import files as files_module
+from projects.recnext.recnext.predict.files import show_summary
 from projects.recnext.recnext.predict.inputs import Inputs, find_inputs
 from projects.recnext.recnext.predict.model import Model, load_deployed
 from projects.recnext.recnext.runtimes.deployment import Deployment
@@ -333,11 +334,41 @@ def test_torchrun_goes_on_to_the_end_when_an_input_is_bad(tiny, photos, tmp_path
 
 
 def test_what_a_killed_process_left_is_removed(tiny, photos, tmp_path):
-    staging = tmp_path / 'out' / '.partial' / '.partial-0123'
+    staging = tmp_path / 'out' / '.partial.0' / '.partial-0123'
     staging.mkdir(parents=True)
     (staging / 'half').touch()
     infer(*tiny, [photos], tmp_path / 'out')
     assert not staging.parent.exists()
+
+
+def test_failures_of_before_are_tried_again_and_nobody_removes_what_another_writes(tiny, tmp_path):
+    photos, out = tmp_path / 'photos', tmp_path / 'out'
+    photos.mkdir()
+    for name in 'ab':
+        (photos / f'{name}.png').write_bytes(b'')
+    with pytest.raises(UserError, match='2 of 2 inputs'):
+        infer(*tiny, [photos], out)
+    save(photos / 'a.png', scene())
+    save(photos / 'b.png', scene())
+    (out / '.partial.1').mkdir()
+    with pytest.raises(UserError, match=r'1 of 2 inputs .*\n.*b\.png'):
+        infer(*tiny, [photos], out, share=(0, 2))
+    assert (out / '.partial.1').is_dir()
+    assert infer(*tiny, [photos], out, share=(1, 2))['failed'] == {}
+    assert not list(out.rglob('.partial*')) and not parts(out, 'failed')
+
+
+def test_a_damaged_record_of_the_run_is_an_error_for_a_person(tiny, photos, tmp_path):
+    (tmp_path / 'run.json').write_text('{')
+    with pytest.raises(UserError, match='run.json is damaged'):
+        infer(*tiny, [photos], tmp_path)
+
+
+def test_names_of_classes_are_printed_as_they_are(capsys):
+    rows = [dict(name=name, share=0.5, inputs=1) for name in ('road [/]', 'sign [front]', 'a\x1b[2J')]
+    show_summary(dict(inputs=1, finished=1, failed={}, classes=rows), 'out', overlay=False)
+    said = capsys.readouterr().out
+    assert 'road [/]' in said and 'sign [front]' in said and '\x1b[2J' not in said
 
 
 @pytest.mark.full

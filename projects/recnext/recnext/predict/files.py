@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, printable
 from ..utils.images import ImageError, pixels_in_header, silence_opencv
 from ..utils.parallel import completed
 from ..utils.progress import image_progress
@@ -58,21 +58,24 @@ def predict_files(
     """
     silence_opencv()
     index, processes = share
-    outputs = Outputs(out_dir, overlay)
+    outputs = Outputs(out_dir, overlay, index)
     threads = min(max(torch.get_num_threads(), MIN_THREADS), MAX_THREADS)
     outputs.open({**model.provenance, 'overlay': overlay, 'root': str(inputs.root)})
     mine = [item for place, item in outputs.not_finished(inputs) if place % processes == index]
+    outputs.forget_failures(mine)
     title = f'Process {index + 1} of {processes}' if processes > 1 else 'Predicting'
     with image_progress(title, len(mine), quiet=index > 0) as advance:
         predict_items(model, outputs, mine, batch_size, threads, advance)
-    left = sum(1 for _ in outputs.not_finished(inputs)) - len(outputs.failures(inputs))
-    if left:
+    unfinished = [item for _, item in outputs.not_finished(inputs)]
+    if left := len(unfinished) - len(outputs.failures(unfinished)):
+        outputs.close()
         print(
             f'{left} of {len(inputs)} inputs are left to other processes; the last one to finish writes the summary.\n'
             '  If one has died, start the same command again.'
         )
         return None
     summary = outputs.summarise(inputs, model.classes, threads)
+    outputs.close()
     show_summary(summary, outputs.root, overlay)
     return summary
 
@@ -158,13 +161,14 @@ def show_summary(summary: dict, out_dir: str | Path, overlay: bool, shards: bool
         UserError: inputs that could not be predicted.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     failed = list(summary['failed'].values())
     if summary['classes']:
         table = Table('class', 'share', 'inputs')
         for row in summary['classes'][:MAX_LISTED]:
-            table.add_row(row['name'], f'{100 * row["share"]:.1f} %', str(row['inputs']))
+            table.add_row(escape(printable(row['name'])), f'{100 * row["share"]:.1f} %', str(row['inputs']))
         Console().print(table)
         where = f'Label maps in {out_dir}/labels' + (f', overlays in {out_dir}/overlays' if overlay else '')
         where = f'Shards in {out_dir}/shards' if shards else where

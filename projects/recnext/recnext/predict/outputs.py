@@ -6,8 +6,8 @@
 - ``run.json``: what the outputs were made with. With anything else nothing is added to them.
 - ``summary.json``: all inputs together, once all are done.
 
-Several processes may write at once. Each file is renamed into its place when it is whole; what a killed process left
-of one lies in :data:`STAGING` until all inputs are finished.
+Several processes may write at once, each with a share of the inputs. Each file is renamed into its place when it is
+whole; what a killed process left of one lies in the hidden folder of its share, until that share is through.
 """
 
 import contextlib
@@ -27,8 +27,6 @@ from .inputs import Input, Inputs
 from .model import Model
 from .prediction import Prediction, list_areas
 
-STAGING = '.partial'
-
 
 class Outputs:
     """The folder of the outputs; processes and threads may share it.
@@ -36,11 +34,13 @@ class Outputs:
     Args:
         root: Made if it is missing.
         overlay: Whether to draw overlays.
+        share: Number of the share that this process predicts; no two that write at once have the same.
     """
 
-    def __init__(self, root: str | Path, overlay: bool) -> None:
+    def __init__(self, root: str | Path, overlay: bool, share: int = 0) -> None:
         self.root = Path(root)
         self.overlay = overlay
+        self.staging = self.root / f'.partial.{share}'
 
     def open(self, provenance: dict) -> None:
         """Make ready to write.
@@ -51,11 +51,14 @@ class Outputs:
         Raises:
             UserError: there are outputs that were made with anything else, or nothing can be written.
         """
-        make_folder(self.root / STAGING)
         run = self.root / 'run.json'
         if not run.exists():
             self._write_json(run, provenance)
-        check_same_run(self.root, json.loads(run.read_text()), provenance)
+        try:
+            before = dict(json.loads(run.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f'{run} is damaged. Choose another folder: --out-dir.') from None
+        check_same_run(self.root, before, provenance)
 
     def save(self, item: Input, prediction: Prediction) -> None:
         """Write what was predicted for an image."""
@@ -74,6 +77,13 @@ class Outputs:
             report = predict_video(model, item.path, temporary, on_frame)
         self._finish(item, report)
 
+    def forget_failures(self, items: Iterable[Input]) -> None:
+        """Remove what earlier runs noted of inputs that are tried again: nobody should take it for final."""
+        failed = self._list('failed')
+        for item in items:
+            if item.key in failed:
+                self._path('failed', item, '.json').unlink(missing_ok=True)
+
     def fail(self, item: Input, reason: str) -> None:
         """Note why an input could not be predicted."""
         self._write_json(self._path('failed', item, '.json'), dict(input=item.name, error=reason))
@@ -83,25 +93,30 @@ class Outputs:
         finished = self._list('areas')
         return ((index, item) for index, item in enumerate(inputs) if item.key not in finished)
 
-    def failures(self, inputs: Iterable[Input]) -> dict[Input, str]:
-        """Return why inputs could not be predicted; of those that are not finished."""
+    def failures(self, unfinished: Iterable[Input]) -> dict[Input, str]:
+        """Return why inputs could not be predicted, of those for which it is noted."""
         failed = self._list('failed')
-        return {
-            item: json.loads(self._path('failed', item, '.json').read_text())['error']
-            for _, item in self.not_finished(inputs)
-            if item.key in failed
-        }
+        reasons = {}
+        for item in unfinished:
+            if item.key in failed:
+                with contextlib.suppress(FileNotFoundError):  # another process tries it again
+                    reasons[item] = json.loads(self._path('failed', item, '.json').read_text())['error']
+        return reasons
 
     def summarise(self, inputs: Inputs | Sequence[Input], classes: Sequence[str], threads: int) -> dict:
         """Add up all inputs in ``summary.json`` and return it: see :func:`add_up`."""
         finished = self._list('areas')
         with ThreadPoolExecutor(threads) as pool:
             reading = completed(pool, self._read_areas, (i for i in inputs if i.key in finished), 8 * threads)
-            failures = {item.name: reason for item, reason in self.failures(inputs).items()}
+            failures = self.failures(i for i in inputs if i.key not in finished)
+            failures = {item.name: reason for item, reason in failures.items()}
             summary = add_up(len(inputs), (read.result() for _, read in reading), failures, classes)
         self._write_json(self.root / 'summary.json', summary)
-        shutil.rmtree(self.root / STAGING, ignore_errors=True)
         return summary
+
+    def close(self) -> None:
+        """Remove what is left of files that were being written."""
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def _list(self, part: str) -> set[str]:
         """The keys of the inputs that have a JSON in ``areas`` or ``failed``."""
@@ -127,8 +142,8 @@ class Outputs:
         return self._atomic_write(self._path(part, item, suffix))
 
     def _atomic_write(self, path: Path) -> contextlib.AbstractContextManager[Path]:
-        make_folder(self.root / STAGING)  # the process that finished last has removed it
-        return atomic_write(path, self.root / STAGING)
+        make_folder(self.staging)
+        return atomic_write(path, self.staging)
 
     def _write_json(self, path: Path, content: dict) -> None:
         with self._atomic_write(path) as temporary:

@@ -278,6 +278,7 @@ def predict_on_ray(inputs: Sequence[str | Path], out_dir: str | Path, options: R
             for item, reason in failed.items():
                 outputs.fail(item, reason)
             summary = outputs.summarise([*seen, *failed] if inputs.kind else inputs.found, classes, THREADS)
+            outputs.close()
         else:
             summary = _write_shards(predicted, options, store, f'{folder}/shards', classes)
             summary['inputs'] += len(failed)

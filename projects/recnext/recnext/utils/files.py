@@ -104,8 +104,9 @@ def _why_not_written(error: Exception, place: Path) -> str | None:
             return 'the disk is full'
         cause = cause.__cause__ or cause.__context__
     # torch and OpenCV, writing by name, do not say it at all.
-    if isinstance(error, RuntimeError) and shutil.disk_usage(place).free < LEAST_FREE:
-        return 'the disk is full'
+    with contextlib.suppress(OSError):
+        if isinstance(error, RuntimeError) and shutil.disk_usage(place).free < LEAST_FREE:
+            return 'the disk is full'
     return None
 
 
