@@ -171,6 +171,16 @@ def test_torchscript_is_not_loaded(room):
         read_checkpoint('script.pt')
 
 
+def test_an_archive_that_unpacks_without_end_is_refused(room):
+    torch.save(dict(state_dict=dict(a=torch.zeros(10**7))), 'stored.pth')
+    with zipfile.ZipFile('stored.pth') as stored, zipfile.ZipFile('bomb.pth', 'w', zipfile.ZIP_DEFLATED) as bomb:
+        for entry in stored.infolist():
+            bomb.writestr(entry.filename, stored.read(entry))
+    assert torch.load('bomb.pth', weights_only=True)  # PyTorch unpacks it
+    with pytest.raises(CheckpointError, match='would unpack to 40 MB'):
+        read_checkpoint('bomb.pth')
+
+
 def test_strings_stay_plain_data_and_are_not_passed_on(room, released):
     """mmengine would execute ``meta['config']``, and read configs and pickles that a string names."""
     text = "x = __import__('os').system('touch canary')"

@@ -360,7 +360,7 @@ def test_failures_of_before_are_tried_again_and_nobody_removes_what_another_writ
 
 def test_a_damaged_record_of_the_run_is_an_error_for_a_person(tiny, photos, tmp_path):
     (tmp_path / 'run.json').write_text('{')
-    with pytest.raises(UserError, match='run.json is damaged'):
+    with pytest.raises(UserError, match=r'run\.json is damaged'):
         infer(*tiny, [photos], tmp_path)
 
 

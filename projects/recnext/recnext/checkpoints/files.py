@@ -4,9 +4,9 @@ import contextlib
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
 LISTED, LONGEST_NAME = 5, 120
 """How much of what a file says stands in an error."""
+
+LARGEST_TEXT = 1 << 20
+"""Bytes of code and the like, which TorchScript compresses."""
 
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 HISTORY_STATISTICS = ('current', 'max', 'mean', 'min')
@@ -64,6 +67,8 @@ def read_checkpoint(
                 f'{path} is not a checkpoint: expected a PyTorch or safetensors file, found one that begins with '
                 f'{start!r}.'
             )
+        if start.startswith(b'PK'):
+            _check_stored(path)
         with torch.serialization.safe_globals(logged_scalars(history)):
             checkpoint = torch.load(path, map_location=device, weights_only=True)
     except (CheckpointError, torch.OutOfMemoryError):
@@ -81,6 +86,17 @@ def read_checkpoint(
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} is not a checkpoint: expected a dict, found {type(checkpoint).__name__}.')
     return checkpoint
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse an archive that unpacks to much more than it is: PyTorch compresses no tensors."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 2 * path.stat().st_size + LARGEST_TEXT:
+        raise CheckpointError(
+            f'{path} would unpack to {unpacked / 1e6:.0f} MB, and PyTorch compresses nothing. '
+            'Ask its author for the file as torch.save wrote it.'
+        )
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -184,37 +200,3 @@ def numbered_checkpoints(folder: str | Path) -> list[Path]:
 def find_newest_checkpoint(folder: str | Path) -> str | None:
     """Return the numbered checkpoint of a work dir with the highest number; None if there is none."""
     return next(map(str, numbered_checkpoints(folder)), None)
-
-
-class Newest(NamedTuple):
-    """The newest checkpoint of a work dir that can be read."""
-
-    path: Path
-    content: dict
-    damaged: list[CheckpointError]
-    """What is wrong with the newer ones."""
-
-
-def read_newest_checkpoint(folder: str | Path, history: type = IgnoredHistory) -> Newest | None:
-    """Read the numbered checkpoint of a work dir with the highest number, or the next that is whole.
-
-    Returns:
-        It; None where there is none yet.
-
-    Raises:
-        CheckpointError: there are some, and none can be read.
-    """
-    damaged = []
-    for path in numbered_checkpoints(folder):
-        try:
-            return Newest(path, read_checkpoint(path, history=history), damaged)
-        except CheckpointError as error:
-            damaged.append(error)
-    if damaged:
-        raise CheckpointError(
-            f'No checkpoint in {folder} can be read:\n  '
-            + '\n  '.join(map(str, damaged))
-            + '\n  Copy a whole one there, '
-            'or name one (--resume CHECKPOINT), or move these away to start from the beginning.'
-        )
-    return None

@@ -5,7 +5,6 @@ not have is refused. So a folder from a stranger can name nothing that would be 
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..models.preprocess import Preprocess
+from ..models.recnext import STAGES, get_arch
 from ..models.semantic_fpn import RecNeXtSegmentor
 from ..utils.errors import UserError, printable
-from ..utils.files import atomic_write, sha256_of
+from ..utils.files import atomic_write, make_folder, sha256_of
 from .files import CheckpointError, write_safetensors
 
 HUB = 'hf://'
@@ -31,6 +31,12 @@ MAX_BYTES = 1 << 22
 
 MAX_CLASSES = 65536
 """Label maps have 16 bits."""
+
+MAX_WIDTH, MAX_DEPTH, MAX_RATIO, MAX_SIDE = 65536, 256, 64, 65536
+"""Of a network and of what it sees: what is larger only takes memory from whoever reads it."""
+
+MAX_NUMBER = 1e6
+"""Of means, deviations and the like."""
 
 
 @dataclass(frozen=True)
@@ -89,29 +95,37 @@ def parse_description(content: object) -> Description:
         )
     network = _take(whole['network'], 'network', arch=(str, dict), in_channels=int, fpn_channels=int,
                     head_channels=int, threshold=(int, float, type(None)))  # fmt: skip
-    if any(not 0 < network[key] <= MAX_CLASSES for key in ('in_channels', 'fpn_channels', 'head_channels')):
-        raise UserError('Widths of the network lie between 1 and 65536.')
+    if any(not 0 < network[key] <= MAX_WIDTH for key in ('in_channels', 'fpn_channels', 'head_channels')):
+        raise UserError(f'Widths of the network lie between 1 and {MAX_WIDTH}.')
+    threshold = network['threshold']
+    _expect(threshold is None or abs(threshold) <= MAX_NUMBER, 'network.threshold', 'a number or null')
     if isinstance(network['arch'], dict):
         arch = _take(network['arch'], 'network.arch', channels=list, depths=list, mlp_ratio=(int, float),
                      token_mixer=str)  # fmt: skip
+        _expect(_is_numbers(arch['channels'], STAGES, 1, MAX_WIDTH, int), 'network.arch.channels', f'{STAGES} widths')
+        _expect(_is_numbers(arch['depths'], STAGES, 1, MAX_DEPTH, int), 'network.arch.depths', f'{STAGES} depths')
+        _expect(0 < arch['mlp_ratio'] <= MAX_RATIO, 'network.arch.mlp_ratio', f'a number up to {MAX_RATIO}')
         network['arch'] = {**arch, 'channels': tuple(arch['channels']), 'depths': tuple(arch['depths'])}
+    get_arch(network['arch'])
     pixels = _take(whole['preprocess'], 'preprocess', scale=(list, type(None)), multiple=int, mean=list, std=list)
     channels = network['in_channels']
-    _expect(pixels['scale'] is None or _is_numbers(pixels['scale'], 2, 1, int), 'preprocess.scale', 'two sides')
+    scale = pixels['scale']
+    _expect(scale is None or _is_numbers(scale, 2, 1, MAX_SIDE, int), 'preprocess.scale', 'two sides')
     _expect(0 < pixels['multiple'] <= 4096, 'preprocess.multiple', 'a number of pixels')
-    _expect(_is_numbers(pixels['mean'], channels, -math.inf), 'preprocess.mean', f'{channels} numbers')
+    _expect(_is_numbers(pixels['mean'], channels, -MAX_NUMBER), 'preprocess.mean', f'{channels} numbers')
     _expect(_is_numbers(pixels['std'], channels, 1e-6), 'preprocess.std', f'{channels} numbers above 0')
     classes, palette = whole['classes'], whole['palette']
     named = all(isinstance(name, str) and name.isprintable() for name in classes)
     _expect(named and 2 <= len(classes) <= MAX_CLASSES, 'classes', 'two printable names or more')
-    coloured = all(isinstance(one, list) and _is_numbers(one, 3, 0, int) and max(one) < 256 for one in palette)
+    coloured = all(isinstance(one, list) and _is_numbers(one, 3, 0, 255, int) for one in palette)
     _expect(coloured and len(palette) == len(classes), 'palette', 'an RGB colour of 0 to 255 for each class')
     for key, kind in (('provenance', str), ('metrics', (int, float))):
         _expect(all(isinstance(value, kind) for value in whole[key].values()), key, 'plain values')
+    _expect(_is_numbers([*whole['metrics'].values()], len(whole['metrics']), 0), 'metrics', 'numbers')
     return Description(
         network=network,
         preprocess=Preprocess(
-            scale=pixels['scale'] and tuple(pixels['scale']),
+            scale=scale and tuple(scale),
             multiple=pixels['multiple'],
             mean=tuple(map(float, pixels['mean'])),
             std=tuple(map(float, pixels['std'])),
@@ -136,9 +150,9 @@ def _take(content: object, name: str, **kinds: type | tuple) -> dict:
     return dict(content)
 
 
-def _is_numbers(values: Sequence, length: int, least: float, kind: type = float) -> bool:
+def _is_numbers(values: Sequence, length: int, least: float, most: float = MAX_NUMBER, kind: type = float) -> bool:
     right = all(isinstance(value, (int, kind)) and not isinstance(value, bool) for value in values)
-    return right and len(values) == length and all(least <= value < math.inf for value in values)
+    return right and len(values) == length and all(least <= value <= most for value in values)
 
 
 def _expect(right: bool, name: str, expected: str) -> None:
@@ -192,13 +206,17 @@ def write_folder(folder: str | Path, description: Description, weights: Mapping[
     """Write a segmentor: its description and its weights, whose SHA-256 goes into the description.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or the description would be refused.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(weights, folder / WEIGHTS, {})
-    provenance = {**description.provenance, 'sha256': sha256_of(folder / WEIGHTS)}
-    replace(description, provenance=provenance).write(folder / DESCRIPTION)
+    make_folder(folder)
+    # Both are written before either takes its place: an interruption leaves the segmentor that was there.
+    with atomic_write(folder / DESCRIPTION) as description_file, atomic_write(folder / WEIGHTS) as weights_file:
+        write_safetensors(weights, weights_file, {})
+        provenance = {**description.provenance, 'sha256': sha256_of(weights_file)}
+        content = replace(description, provenance=provenance).to_dict()
+        parse_description(content)
+        description_file.write_text(f'{json.dumps(content, indent=1)}\n')
 
 
 def pull_segmentor(address: str, with_weights: bool = True) -> Path:

@@ -18,9 +18,10 @@ layout                     keys                             where from
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -304,7 +305,7 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
 
     Args:
         meta: As found; what is not of the expected type counts as absent.
-        target: See :data:`state_dict.TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
+        target: See :data:`TARGETS`; ``'legacy'`` is spelled as in mmseg 0.x, the others as in 1.x.
         num_classes: Of a segmentor. Where the names of its classes are absent and there are 150, they are ADE20K's.
     """
     meta = meta if isinstance(meta, Mapping) else {}
@@ -317,23 +318,25 @@ def convert_meta(meta: object, target: str, num_classes: int | None = None) -> d
         classes, palette = ade20k_classes()
         if num_classes != len(classes):
             return kept
-    if not _is_palette(palette):
-        palette = None
+    palette = _plain_palette(palette)
     if target == 'legacy':
         return {'mmseg_version': '0.30.0', 'CLASSES': tuple(classes), 'PALETTE': palette, **kept}
     return {'dataset_meta': {'classes': tuple(classes), 'palette': palette}, **kept}
 
 
-def read_classes(content: dict, number: int) -> tuple[Sequence[str], Sequence[Sequence[int]]] | None:
-    """Return names and RGB colours of the classes as a checkpoint says them; None unless it has ``number`` of both."""
+def read_classes(content: dict, number: int) -> tuple[list[str] | None, list[list[int]] | None]:
+    """Return names and RGB colours of ``number`` classes as a checkpoint says them; None in the place of either."""
     meta = convert_meta(content.get('meta'), 'mmseg1').get('dataset_meta', {})
-    classes, palette = meta.get('classes', ()), meta.get('palette')
-    return (classes, palette) if palette is not None and len(classes) == len(palette) == number else None
+    classes, palette = meta.get('classes', ()), meta.get('palette') or ()
+    names = [printable(name) for name in classes] if len(classes) == number else None
+    return names, palette if names and len(palette) == number else None
 
 
-def _is_palette(palette: object) -> bool:
-    """Whether this is one colour a class, three numbers up to 255 each."""
-    return isinstance(palette, list | tuple) and all(
+def _plain_palette(palette: object) -> list[list[int]] | None:
+    """One colour a class, three numbers up to 255 each; None if it is anything else."""
+    palette = palette.tolist() if isinstance(palette, np.ndarray) else palette
+    right = isinstance(palette, list | tuple) and all(
         isinstance(colour, list | tuple) and len(colour) == 3 and all(value in range(256) for value in colour)
         for colour in palette
     )
+    return [[int(value) for value in colour] for colour in palette] if right else None

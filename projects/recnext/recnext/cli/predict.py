@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
     if args.checkpoint and not names_weights(args.checkpoint):
         args.inputs.insert(0, args.checkpoint)
         args.checkpoint = None
+    if not args.checkpoint and len(args.inputs) == 1 and names_weights(args.inputs[0]):
+        raise WrongUse(f'no INPUT: {args.inputs[0]} are weights')
     of_ray = {name: args.__dict__.pop(name) for name in ('write', 'actors', 'gpu_share')}
     of_ray = {name: value for name, value in of_ray.items() if value is not None}
     address, share = args.__dict__.pop('ray'), args.__dict__.pop('share')

@@ -136,7 +136,9 @@ def make_pipeline(cfg: Config) -> list[dict]:
 
 def classes_of(cfg: Config, checkpoint: dict, number: int) -> tuple[list[str], np.ndarray]:
     """Return names and colours of the classes: as the checkpoint says, or else as the test set of the config does."""
-    classes, palette = read_classes(checkpoint, number) or named_classes(cfg)
+    named, coloured = read_classes(checkpoint, number)
+    classes, palette = (named, coloured) if named and coloured else named_classes(cfg)
+    classes = named or classes
     if len(classes) != number:
         raise UserError(f'The head has {number} classes, and the test set of the config names {len(classes)}.')
     return [name.strip() for name in classes], np.array(palette, np.uint8)

@@ -133,20 +133,21 @@ class Model:
         name = name or (str(image) if isinstance(image, str | Path) else 'The image')
         pixels = image if isinstance(image, np.ndarray) else read_image(image, name)
         channels = self.description.network['in_channels'] if self.description else 3
+        if channels != 3 and not isinstance(image, np.ndarray):
+            raise ImageError(f'{name} has three channels, and this network takes {channels}: give it arrays.')
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
             raise ImageError(
-                f'{name} is an array of {pixels.dtype} {pixels.shape}; expected uint8 (height, width, {channels}), RGB.'
+                f'{name} is an array of {pixels.dtype} {pixels.shape}; expected uint8 (height, width, {channels})'
+                f'{", RGB" * (channels == 3)}.'
             )
+        sizes = self.description.preprocess.sizes(*pixels.shape[:2]) if self.description else ()
+        for height, width in sizes:  # before it takes the memory
+            check_size(name, height, width)
         try:
             data = self._segmenter.prepare(pixels)
         except Exception as error:  # cv2's and whatever a pipeline of the user's raises
             raise ImageError(f'{name} does not go through the test pipeline: {type(error).__name__}: {error}') from None
-        height, width = data.inputs.shape[-2:]
-        if height * width > MAX_NETWORK_PIXELS:
-            raise ImageError(
-                f'{name} reaches the network as {width} × {height} pixels; expected at most '
-                f'{MAX_NETWORK_PIXELS / 1e6:.0f} million. Cut it into parts, or put Resize in the test pipeline.'
-            )
+        check_size(name, *data.inputs.shape[-2:])
         return PreparedImage(pixels, data)
 
     @torch.no_grad()
@@ -215,6 +216,15 @@ class Model:
                 'config.json and safetensors; this config has another network or pipeline.'
             )
         return self.description
+
+
+def check_size(name: str, height: int, width: int) -> None:
+    """Refuse what is larger than a network should see at once."""
+    if height * width > MAX_NETWORK_PIXELS:
+        raise ImageError(
+            f'{name} reaches the network as {width} × {height} pixels; expected at most '
+            f'{MAX_NETWORK_PIXELS / 1e6:.0f} million. Cut it into parts, or put Resize in the test pipeline.'
+        )
 
 
 def load(
@@ -326,7 +336,8 @@ def _build(name: str, description: Description, file: Path) -> Model:
     except ConversionError as error:
         raise ConversionError(f'{file}: {error}') from None
     network.load_state_dict(conversion.state_dict, assign=True)
-    classes, palette = read_classes(content, len(description.classes)) or (description.classes, description.palette)
+    named, coloured = read_classes(content, len(description.classes))
+    classes, palette = named or description.classes, coloured or description.palette
     sha256 = sha256_of(file)
     description = dataclasses.replace(
         description,

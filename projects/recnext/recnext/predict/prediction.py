@@ -26,7 +26,7 @@ class Prediction:
     """What was predicted for one image.
 
     Args:
-        image: (H, W, 3), RGB, uint8.
+        image: (H, W, 3), RGB, uint8; of a network for other channels, (H, W, channels).
         labels: (H, W), index of the class of every pixel; uint8, or uint16 where there are more than 256 classes.
         classes: Names of all classes.
         palette: (classes, 3), RGB, uint8.
@@ -58,7 +58,8 @@ class Prediction:
             rows: Of the legend; None means as many as it takes.
         """
         legend = [(area.name, self.palette[area.label], area.share) for area in self.areas]
-        return draw_overlay(self.image, self.labels, self.palette, legend, rows)
+        image = self.image if self.image.shape[2] == 3 else self.image[..., :1].repeat(3, axis=2)
+        return draw_overlay(image, self.labels, self.palette, legend, rows)
 
     def labels_png(self) -> bytes:
         """Return the label image as a PNG file."""

@@ -42,7 +42,7 @@ def push_model(
         model.save(folder)
         description = read_description(Path(folder, DESCRIPTION))
         weights = sha256_of_weights(model.network.state_dict())
-        release = find_recorded_release(CHECKPOINTS, description.provenance['file_sha256'], weights)
+        release = find_recorded_release(CHECKPOINTS, description.provenance.get('file_sha256', ''), weights)
         description = dataclasses.replace(
             description,
             provenance={**description.provenance, **(dict(release=release['name']) if release else {})},

@@ -50,5 +50,12 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """Return which of the processes of this machine this one is: they are dealt out among its accelerators."""
-    return int(os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or 0)
+    """Return which of the processes of this machine this one is: they are dealt out among its accelerators.
+
+    Raises:
+        UserError: the variables are not such as torchrun or Slurm set.
+    """
+    rank = os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or '0'
+    if not rank.isdecimal():
+        raise UserError(f'LOCAL_RANK or SLURM_LOCALID is {rank!r}; expected a number, as torchrun and Slurm set it.')
+    return int(rank)

@@ -98,7 +98,8 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Whether it says that a device has too little memory: not every kind has PyTorch's own type of error."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or 'out of memory' in str(error)
+    words = 'out of memory', "can't allocate memory", 'not enough memory'
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 @contextmanager
