@@ -22,6 +22,11 @@ done
 [[ $restarts =~ ^[0-9]*$ ]] || usage
 command=("$gpus" "$here/train.py" "$config" "${arguments[@]}")
 if [[ -n $restarts || ${NNODES:-1} == *:* ]]; then
+    # Every start goes on from the newest checkpoint of the work dir: one that is named would be taken by none.
+    if [[ " ${arguments[*]} " =~ ' --resume'(=|' '[^-]) ]]; then
+        echo "--resume CHECKPOINT does not go with restarts: copy the checkpoint into the work dir instead" >&2
+        exit 2
+    fi
     run_with_restarts "${restarts:-3}" "${command[@]}"
 fi
 run_on "${command[@]}"

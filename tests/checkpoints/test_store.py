@@ -130,3 +130,11 @@ for had, place in zip(before, places):
 """
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert said.returncode == 0, said.stderr
+
+
+def test_a_config_that_a_run_has_dumped_writes_to_the_store_as_well(scenes, tmp_path):
+    config = write_tiny_config(tmp_path, scenes, WITHOUT_VALIDATION)
+    train(config, tmp_path / 'work', cfg_options={'train_cfg.max_iters': 1})
+    url = (tmp_path / 'store').as_uri()
+    train(tmp_path / 'work' / config.name, tmp_path / 'again', store=url, cfg_options={'train_cfg.max_iters': 1})
+    assert 'again/iter_1.pth' in list_names(url)

@@ -1,6 +1,7 @@
 """Mistakes in configs are found before the first iteration, with the name of the key; and sound configs have none."""
 
 import re
+import sys
 
 import pytest
 from helpers.reference import CLASSIFIER_CONFIGS, SEGMENTOR_CONFIGS, config_of
@@ -16,6 +17,7 @@ from projects.recnext.recnext.openmmlab.test import TestOptions
 from projects.recnext.recnext.openmmlab.test import test as run_test
 from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
+from projects.recnext.recnext.runtimes.deployment import Deployment
 from projects.recnext.recnext.utils.errors import UserError
 
 
@@ -114,3 +116,35 @@ def test_as_a_command(scenes, tmp_path):
     result = run_tool('train', write_tiny_config(tmp_path, scenes), *options)
     assert_user_error(result, 'model.backbone.drop_paht_rate is unknown: RecNeXt takes no drop_paht_rate.')
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize(
+    ('named', 'imported'),
+    [
+        ('projects.recnext.recnext', 'openmmlab'),
+        ('projects.recnext.recnext.engine.hooks.deploy', 'openmmlab'),
+        ('projects.recnext.recnext.models.classifier', 'openmmlab.classifier'),
+        ('projects.recnext.recnext.timm', 'timm'),
+        ('projects.recnext.recnext.openmmlab.hooks', 'openmmlab.hooks'),
+    ],
+)
+def test_modules_of_older_configs_are_imported_by_the_names_of_today(tmp_path, named, imported):
+    config = write_tiny_config(tmp_path, tmp_path, f'custom_imports = dict(imports={named!r})')
+    assert load_config(config).custom_imports.imports == [f'projects.recnext.recnext.{imported}']
+    assert f'projects.recnext.recnext.{imported}' in sys.modules
+
+
+def test_a_module_that_is_not_there_is_an_error(tmp_path):
+    config = write_tiny_config(tmp_path, tmp_path, "custom_imports = dict(imports='projects.recnext.recnext.my_hooks')")
+    with pytest.raises(UserError, match='my_hooks'):
+        load_config(config)
+
+
+def test_a_network_whose_weights_were_averaged_is_tested_folded(scenes, tmp_path):
+    """The checkpoint has the averages as the network's weights: EMAHook would swap them with an unfolded copy."""
+    extra = "custom_hooks = [dict(type='EMAHook', momentum=0.5)]"
+    config, work = write_tiny_config(tmp_path, scenes, extra), str(tmp_path / 'work')
+    run_train(str(config), TrainOptions(work, cfg_options={'train_cfg.max_iters': 2}))
+    options = [TestOptions(work, deployment=Deployment(fuse=fuse)) for fuse in ('all', 'none')]
+    folded, plain = (run_test(str(config), f'{work}/iter_2.pth', option) for option in options)
+    assert folded == pytest.approx(plain, abs=0.02)

@@ -229,14 +229,18 @@ def test_training_by_epochs_leaves_at_once(tmp_path):
     hook = StopAtSignalHook(StopRequest())
     checkpoint = CheckpointHook(interval=1)
     runner = SimpleNamespace(
-        iter=6, world_size=1, work_dir=str(tmp_path), hooks=[checkpoint, hook], logger=logging.getLogger('test'),
-        train_loop=mock_loop(), max_iters=100,
+        iter=6, world_size=1, cfg=Config(dict(work_dir=str(tmp_path))), hooks=[checkpoint, hook], max_iters=100,
+        logger=logging.getLogger('test'), train_loop=mock_loop(),
     )  # fmt: skip
     hook.after_train_iter(runner, 6, {})
     hook.request(signal.SIGTERM, None)
     with pytest.raises(StoppedInEpoch):
         hook.after_train_iter(runner, 6, {})
     assert 'starts from scratch' in hook.stopped
+    runner.cfg.update(resume=True, load_from='.store/epoch_2.pth')
+    with pytest.raises(StoppedInEpoch):
+        hook.after_train_iter(runner, 6, {})
+    assert hook.stopped.endswith('continues from .store/epoch_2.pth.')
     torch.save({}, tmp_path / 'epoch_3.pth')
     with pytest.raises(StoppedInEpoch):
         hook.after_train_iter(runner, 6, {})

@@ -21,9 +21,11 @@ from helpers.tools import assert_user_error, run_tool
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 
 from projects.recnext.recnext.checkpoints.files import CheckpointError, find_newest_checkpoint, read_checkpoint
-from projects.recnext.recnext.openmmlab.resume import ATOMIC, read_newest, write_atomically
+from projects.recnext.recnext.openmmlab.resume import ATOMIC, only_data, read_newest, write_atomically
 from projects.recnext.recnext.openmmlab.seeded import ResumableSampler
 from projects.recnext.recnext.openmmlab.train import TrainOptions
 from projects.recnext.recnext.openmmlab.train import train as run_train
@@ -211,11 +213,13 @@ class TestAtomicBackend:
         (dict(filename_tmpl='model_{}.pth'), 'runs/mine', 'model_{}.pth'),
         (dict(filename_tmpl='m{:06d}[x].pth'), 'runs/mine', 'm{:06d}[x].pth'),
         (dict(by_epoch=False, out_dir='out'), 'out/mine', 'iter_{}.pth'),
+        (dict(type=CheckpointHook, by_epoch=False), 'runs/mine', 'iter_{}.pth'),
+        (dict(type='KeptHook', by_epoch=False), 'runs/mine', 'iter_{}.pth'),
     ],
 )
 def test_what_to_resume_is_what_the_checkpoint_hook_writes(tmp_path, monkeypatch, hook, folder, name):
     monkeypatch.chdir(tmp_path)
-    hook = dict(type='CheckpointHook', **hook)
+    hook = dict(dict(type='CheckpointHook'), **hook)
     cfg = Config(dict(work_dir='runs/mine/', default_hooks=dict(checkpoint=hook)))
     assert read_newest(cfg) is None
     for other in ('runs/mine', folder):
@@ -230,6 +234,47 @@ def test_what_to_resume_is_what_the_checkpoint_hook_writes(tmp_path, monkeypatch
     cut(Path(folder, name.format(10)))
     path, content, damaged = read_newest(cfg)
     assert path == Path(folder, name.format(9)) and content == dict(meta=dict(iter=9)) and len(damaged) == 1
+
+
+def test_a_checkpoint_without_a_number_is_none_to_go_on_from(tmp_path):
+    hook = dict(type='CheckpointHook', filename_tmpl='last.pth')
+    torch.save(dict(meta={}), tmp_path / 'last.pth')
+    assert read_newest(Config(dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=hook)))) is None
+
+
+@HOOKS.register_module()
+class KeptHook(CheckpointHook):
+    """A user's own, which keeps something of its own in the checkpoint."""
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['kept'] = dict(iteration=runner.iter + 1)
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        runner.logger.info(f'kept of iteration {checkpoint["kept"]["iteration"]}')
+
+
+def test_hooks_of_a_users_own_get_back_what_they_kept(scenes, tmp_path):
+    extra = "default_hooks['checkpoint'].update(type='KeptHook')"
+    config, work = write_tiny_config(tmp_path, scenes, extra), tmp_path / 'work'
+    for iterations in (1, 2):
+        options = {'train_cfg.max_iters': iterations}
+        run_train(str(config), TrainOptions(str(work), resume='auto', cfg_options=options))
+    assert 'kept of iteration 1' in sorted(work.glob('*/*.log'))[-1].read_text()
+
+
+def test_the_best_checkpoint_is_that_of_the_folder_wherever_it_is(tmp_path):
+    def resumed(path: str) -> dict:
+        info = dict(best_ckpt=path, best_score=50.0, iter=4, cfg='x = 1')
+        hub = dict(runtime_info=info, resumed_keys=dict.fromkeys(info, True), log_scalars={})
+        cfg = Config(dict(work_dir=str(tmp_path)))
+        return only_data(dict(state_dict={}, meta={}, message_hub=hub), cfg)['message_hub']
+
+    own = tmp_path / 'best_mIoU_iter_4.pth'
+    assert resumed('elsewhere/best_mIoU_iter_4.pth')['runtime_info'] == dict(iter=4)  # the next is the best
+    assert resumed('elsewhere/best_mIoU_iter_4.pth')['resumed_keys'] == dict(iter=True)
+    own.touch()
+    for path in (own, 'elsewhere/best_mIoU_iter_4.pth'):
+        assert resumed(str(path))['runtime_info'] == dict(best_ckpt=str(own), best_score=50.0, iter=4)
 
 
 def test_of_two_hooks_the_one_that_wrote_last_counts(tmp_path):

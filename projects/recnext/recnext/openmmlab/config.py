@@ -4,7 +4,8 @@ from importlib import import_module
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, init_default_scope
 from mmseg.registry import DATASETS
 
 from ..checkpoints.folder import DESCRIPTION, read_description
@@ -18,7 +19,10 @@ SPLITS = ('train', 'val', 'test')
 
 PACKAGE = __package__.rpartition('.')[0]
 MOVED = {'models.classifier': 'openmmlab.classifier', 'models.timm_models': 'timm'}
-"""Modules that older configs import for what they register, and their names today; the others are ``openmmlab``."""
+"""Modules that older configs import for what they register, and their names today."""
+
+OLD_ROOMS = ('engine', 'models', 'datasets', 'visualization', 'evaluation')
+"""Where others were; ``openmmlab`` registers all of them today."""
 
 TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
 """What the Runner needs for training only; it takes either all of them or none."""
@@ -88,9 +92,9 @@ def import_custom_modules(cfg: Config) -> None:
 def _current_name(module: str) -> str:
     """Return where a module of this package that an older config names is registered from today."""
     inside = module.removeprefix(f'{PACKAGE}.')
-    if module != PACKAGE and (inside == module or inside.partition('.')[0] == 'openmmlab'):
-        return module
-    return f'{PACKAGE}.{MOVED.get(inside, "openmmlab")}'
+    if module == PACKAGE or (inside != module and inside.partition('.')[0] in OLD_ROOMS):
+        return f'{PACKAGE}.{MOVED.get(inside, "openmmlab")}'
+    return module
 
 
 def name_of(config: str | Path, cfg: Config) -> str:
@@ -119,8 +123,17 @@ def load_segmentor_config(path: str | Path, cfg_options: dict | None = None) -> 
 
 def add_hook(cfg: Config, kind: str, **arguments: str | bool) -> None:
     """Add a hook to a config, in the place of one of its kind that the config may have for mmseg's own tools."""
-    others = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != kind]
+    others = [hook for hook in cfg.get('custom_hooks') or () if hook['type'] != kind]
     cfg.custom_hooks = [*others, dict(type=kind, **arguments)]
+
+
+def is_kind(hook: ConfigDict, kind: type[Hook]) -> bool:
+    """Return whether a hook's config is of a kind, or of one that inherits from it; by its name or by its class."""
+    of = hook.get('type')
+    if isinstance(of, str):
+        with HOOKS.switch_scope_and_registry(None) as registry:
+            of = registry.get(of)
+    return isinstance(of, type) and issubclass(of, kind)
 
 
 def show_pictures(cfg: Config, show: bool, folder: str | None, wait_time: float) -> None:

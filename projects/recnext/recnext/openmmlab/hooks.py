@@ -138,6 +138,8 @@ class FiniteLossHook(Hook):
 def _advice(runner: Runner) -> str:
     smaller = 'with a smaller learning rate: --cfg-options optim_wrapper.optimizer.lr=...'
     start = last_good_checkpoint(runner.cfg, runner.iter)
+    if '://' in str(address := (runner.cfg.default_hooks.get('checkpoint') or {}).get('out_dir')):
+        return f'Checkpoints are in {address}.\n  Start from one of before {smaller} load_from=...'
     if start is None:
         return f'There is no good checkpoint in {runner.work_dir} yet. Start again {smaller}'
     return f'The last good checkpoint is {start}.\n  Start from its weights {smaller} load_from={start}'

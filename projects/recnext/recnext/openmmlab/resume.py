@@ -7,14 +7,20 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 
 from ..checkpoints.files import CheckpointError, read_checkpoint
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
+from .config import is_kind
 
 ATOMIC = 'recnext.atomic'
 """Name of :class:`AtomicBackend` in configs."""
+
+
+BEST = 'best_ckpt'
+"""How the keys begin under which CheckpointHook notes the paths of its best files."""
 
 
 class NotWritten(UserError, OSError):
@@ -56,16 +62,16 @@ def _checkpoint_hooks(cfg: Config) -> Iterator[ConfigDict]:
     """Yield the configs of a run's CheckpointHooks; that of mmengine's default is written into the config."""
     defaults = cfg.setdefault('default_hooks', ConfigDict())
     defaults.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
-    for hook in (*defaults.values(), *(cfg.get('custom_hooks') or ())):
-        if hook and str(hook.get('type')).endswith('CheckpointHook'):
+    for name, hook in (*defaults.items(), *enumerate(cfg.get('custom_hooks') or ())):
+        if hook and (name == 'checkpoint' or is_kind(hook, CheckpointHook)):
             yield hook
 
 
 def name_pattern(hook: ConfigDict) -> re.Pattern:
     """Return how a CheckpointHook names its files, with the number as the one group."""
     name = hook.get('filename_tmpl') or ('epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth')
-    before, after = map(re.escape, re.split(r'\{[^}]*\}', name, maxsplit=1))
-    return re.compile(rf'{before}(\d+){after}')
+    before, *after = map(re.escape, re.split(r'\{[^}]*\}', name, maxsplit=1))
+    return re.compile(rf'{before}(\d+){after[0]}' if after else r'(?!)()')  # a name without a number is none
 
 
 def _numbered(hook: ConfigDict, work_dir: str) -> list[Path]:
@@ -120,16 +126,13 @@ def read_newest(cfg: Config) -> tuple[Path, dict, list[CheckpointError]] | None:
     return path, content, damaged
 
 
-LOADED = ('state_dict', 'ema_state_dict', 'message_hub', 'optimizer', 'param_schedulers')
-META = ('epoch', 'iter', 'seed', 'dataset_meta', 'experiment_name', 'time', 'mmengine_version')
-
-
 def only_data(content: dict, cfg: Config) -> dict:
     """Return of a checkpoint what mmengine takes for data alone, whoever wrote it.
 
     Left out are the texts of configs, which ``Runner.resume`` and the inferencers run as Python: ``meta['config']``,
     ``meta['cfg']``, and ``cfg`` in the message hub, which would go on into the checkpoints of this run. The message hub
-    also says which file CheckpointHook removes when there is a better one: only files that this run writes.
+    also says which file is the best one, and is removed when there is a better: only one where this run writes. Where
+    there is none, its score is left out as well, and the next measured is the best.
 
     Args:
         content: What a file holds.
@@ -137,20 +140,36 @@ def only_data(content: dict, cfg: Config) -> dict:
     """
     if 'state_dict' not in content:  # bare
         return content
-    kept = {key: content[key] for key in LOADED if key in content}
-    kept['meta'] = {key: value for key, value in (content.get('meta') or {}).items() if key in META}
+    meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
+    kept = {**content, 'meta': {key: value for key, value in meta.items() if key not in ('config', 'cfg')}}
     hub = kept.get('message_hub')
     if isinstance(hub, dict) and isinstance(hub.get('runtime_info'), dict):
-        folders = {os.path.abspath(_folder(hook, cfg.work_dir)) for hook in _checkpoint_hooks(cfg)}
-        info = {key: value for key, value in hub['runtime_info'].items() if _is_harmless(key, value, folders)}
-        kept['message_hub'] = {**hub, 'runtime_info': info}
+        folders = [_folder(hook, cfg.work_dir) for hook in _checkpoint_hooks(cfg)]
+        info = _runtime_info(hub['runtime_info'], folders)
+        gone = hub['runtime_info'].keys() - info.keys()
+        resumed = {key: value for key, value in (hub.get('resumed_keys') or {}).items() if key not in gone}
+        kept['message_hub'] = {**hub, 'runtime_info': info, 'resumed_keys': resumed}
     return kept
 
 
-def _is_harmless(key: str, value: object, folders: set[str]) -> bool:
-    if key.startswith('best_ckpt'):
-        folder, name = os.path.split(os.path.abspath(str(value)))
-        return folder in folders and name.startswith('best_')
-    if key == 'keep_ckpt_ids':
-        return isinstance(value, list) and all(isinstance(number, int) for number in value)
-    return key != 'cfg'
+def _runtime_info(info: dict, folders: list[str]) -> dict:
+    info = {key: value for key, value in info.items() if key != 'cfg'}
+    numbers = info.get('keep_ckpt_ids', [])
+    if not (isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)):
+        del info['keep_ckpt_ids']
+    for key in [key for key in info if key.startswith(BEST)]:
+        info[key] = _best_of_run(str(info[key]), folders)
+        if info[key] is None:
+            del info[key]
+            info.pop(key.replace(BEST, 'best_score', 1), None)
+    return info
+
+
+def _best_of_run(path: str, folders: list[str]) -> str | None:
+    """Where the best checkpoint is for this run, whose folders may have moved; None if it is not there."""
+    folder, name = os.path.split(path)
+    if not name.startswith('best_'):
+        return None
+    if folder in folders:
+        return path
+    return next((str(there) for own in folders if (there := Path(own, name)).is_file()), None)

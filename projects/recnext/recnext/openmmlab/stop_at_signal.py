@@ -8,8 +8,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..checkpoints.files import find_newest_checkpoint
 from ..utils.signals import StopRequest
+from .resume import list_checkpoints
 
 
 class StoppedInEpoch(Exception):
@@ -54,7 +54,8 @@ class StopAtSignalHook(Hook):
         if not by_epoch:
             self._write_checkpoint(runner)
         written = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-        newest = next(filter(None, written), None) or find_newest_checkpoint(runner.work_dir)
+        started_from = runner.cfg.get('load_from') if runner.cfg.get('resume') else None
+        newest = next(filter(None, (*written, *list_checkpoints(runner.cfg), started_from)), None)
         then = f'continues from {newest}' if newest else 'starts from scratch (no checkpoint yet)'
         self.stopped = f'Stopped by a signal after iteration {runner.iter + 1}. Started with --resume, training {then}.'
         runner.logger.warning(self.stopped)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import posixpath
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmengine.fileio import BaseStorageBackend, FileClient, register_backend
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_write
-from .resume import name_pattern
+from .resume import ATOMIC, name_pattern
 
 WITH_FOLDERS = {'file', 'local', 'sftp', 'ssh', 'smb', 'ftp', 'hdfs', 'webhdfs'}  # elsewhere files appear in full
 
@@ -69,7 +70,8 @@ def use_store(cfg: Config, url: str | None, resume: str | None) -> str | None:
     # To mmengine, s3:// is Petrel's, whatever is registered; to fsspec, s3a:// is the same.
     address = re.sub('^s3://', 's3a://', url or hook.get('out_dir') or '')
     if address:
-        cfg.default_hooks.checkpoint = {**hook, 'out_dir': address}
+        others = {key: value for key, value in hook.items() if value != dict(backend=ATOMIC)}  # from a dumped config
+        cfg.default_hooks.checkpoint = {**others, 'out_dir': address}
     try:
         if '://' in address:
             for register in (register_backend, FileClient.register_backend):
@@ -94,6 +96,7 @@ def _fetch(checkpoint: str | None, work_dir: str) -> str | None:
     fs, path = url_to_fs(checkpoint)
     copy = Path(work_dir, '.store', fs.ukey(path)[:16], posixpath.basename(path))
     if not copy.exists():
+        shutil.rmtree(copy.parents[1], ignore_errors=True)  # of the starts before
         with atomic_write(copy) as partial:
             fs.get_file(path, str(partial))
     return str(copy)

@@ -3,6 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+from mmengine.hooks import EMAHook
+
 from ..runtimes.deployment import DEFAULT, Deployment
 from ..utils.devices import AUTO, find_device
 from ..utils.errors import UserError
@@ -13,6 +15,7 @@ from .config import (
     TRAINING_KEYS,
     add_hook,
     average_augmented,
+    is_kind,
     is_segmentor,
     load_config,
     set_work_dir,
@@ -74,8 +77,9 @@ def test(config: str, checkpoint: str, options: TestOptions = TestOptions()) -> 
     device = find_device(options.device, get_process_info(options.launcher).local_rank)
     cfg = load_config(config, options.cfg_options)
     check_keys(cfg)
-    if not cfg.get('test_dataloader'):
-        raise UserError(f'{config} has no test_dataloader, and so nothing to test on.')
+    for key in ('test_dataloader', 'test_evaluator'):
+        if not cfg.get(key):
+            raise UserError(f'{config} has no {key}, and so nothing to test {"on" if "data" in key else "for"}.')
     if options.out and not is_segmentor(cfg):
         raise UserError('--out saves label maps, and a classifier makes none. --show-dir saves pictures.')
     cfg.launcher = options.launcher
@@ -87,6 +91,8 @@ def test(config: str, checkpoint: str, options: TestOptions = TestOptions()) -> 
     cfg.load_from = str(start.path)
     # Without a training set, too: mmseg's visualization hook would build it to learn the iteration.
     cfg.update(dict.fromkeys(TRAINING_KEYS))
+    # Averaged weights stand in the checkpoint as the network's own; the hook would swap in what is not folded.
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or () if not is_kind(hook, EMAHook)]
     add_hook(cfg, 'DeployHook', **dataclasses.asdict(options.deployment))
     if options.batch_size:
         cfg.test_dataloader.batch_size = options.batch_size

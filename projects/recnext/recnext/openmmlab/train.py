@@ -147,9 +147,11 @@ def _run_training(cfg: Config, start: Start) -> str | None:
 
 def _save_model(runner: GuardedRunner, cfg: Config) -> None:
     """Leave the best checkpoint, or the last where none was measured, in ``model/`` as ``recnext.load`` takes it."""
-    hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
-    checkpoint = hook and (getattr(hook, 'best_ckpt_path', None) or hook.last_ckpt)
-    if not checkpoint:
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    of_several = [path for hook in hooks for path in getattr(hook, 'best_ckpt_path_dict', {}).values()]
+    best = [getattr(hook, 'best_ckpt_path', None) for hook in hooks]
+    checkpoint = next(filter(None, (*best, *of_several, *(hook.last_ckpt for hook in hooks))), None)
+    if not checkpoint or not is_segmentor(cfg):
         return
     folder, metainfo = Path(cfg.work_dir, 'model'), runner.train_dataloader.dataset.metainfo
     try:
@@ -159,7 +161,7 @@ def _save_model(runner: GuardedRunner, cfg: Config) -> None:
         source = dict(file=Path(checkpoint).name, file_sha256=sha256)
         write_folder(folder, replace(description, provenance=source), weights)
         runner.logger.info(f'{folder} has {source["file"]} for recnext.load and recnext predict.')
-    except (UserError, KeyError, TypeError) as error:  # another network, pipeline or dataset: no reason to fail
+    except (UserError, KeyError, TypeError, OSError) as error:  # no reason to fail
         runner.logger.info(f'No folder for recnext.load: {error}')
 
 

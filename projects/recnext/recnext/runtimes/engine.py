@@ -17,7 +17,7 @@ class Engine(Protocol):
     """Converts a captured graph into files, and runs what it reads back from these.
 
     Attributes:
-        precisions: In which it runs a network, by the words of :data:`.deploy.PRECISIONS`.
+        precisions: In which it runs a network, by the words of :data:`.deployment.PRECISIONS`.
         extra: Of this project, that brings them.
     """
 

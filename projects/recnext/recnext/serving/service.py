@@ -277,7 +277,7 @@ async def read_image_of(request: 'Request', most: int) -> tuple[str, bytes]:
 
 
 def encode(prediction: Prediction, output: str) -> bytes:
-    """What :mod:`batch_outputs` would write, byte for byte; of the areas, without the name of the input."""
+    """What :class:`.Outputs` would write, byte for byte; of the areas, without the name of the input."""
     if output == 'areas':
         return json.dumps(prediction.to_dict(), indent=1).encode()
     return prediction.labels_png() if output == 'labels' else prediction.overlay_jpeg()
