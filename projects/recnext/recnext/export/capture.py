@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..openmmlab.segmentor import FastEncoderDecoder
+from ..openmmlab.segmentor import FastEncoderDecoder, takes_rgb
 
 
 class ExportedSegmentor(nn.Module):
@@ -28,7 +28,7 @@ class ExportedSegmentor(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         preprocessor = self.segmentor.data_preprocessor
         # The mean is in the order of the network's channels: RGB, unless the network takes what cv2 reads.
-        x = image if preprocessor.channel_conversion else image.flip(1)
+        x = image if takes_rgb(preprocessor) else image.flip(1)
         if preprocessor._enable_normalize:
             x = (x - preprocessor.mean) / preprocessor.std
         logits = self.segmentor.forward_logits(x)

@@ -14,6 +14,7 @@ from ..utils.files import atomic_write
 from .dataset_rules import PreparedSample, prepare_samples
 from .listing import Listing, spread
 from .sample_rules import IGNORED, Sample
+from .segmentor import takes_rgb
 
 ON_SHEET = 12
 """Samples on the sheet of each dataset."""
@@ -97,7 +98,7 @@ def _cell(
     image = batch['inputs'][0]
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
-    elif preprocessor.__dict__.get('channel_conversion') is False:
+    elif listing.segmentation and not takes_rgb(preprocessor):
         image = image.flip(0)  # as loaded: BGR
     picture = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
     name = Path(printable(sample.info['img_path'])).name

@@ -12,6 +12,7 @@ from ..models.preprocess import Preprocess
 from ..models.recnext import get_arch
 from ..utils.errors import UserError
 from ..utils.paths import CONFIGS
+from .segmentor import takes_rgb
 
 BASE = 'fpn_recnext-m3_8xb4-80k_ade20k-512x512.py'
 LOADING = ('LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs')
@@ -82,7 +83,7 @@ def _reasons(cfg: Config, network: nn.Module) -> Iterator[str]:
         yield 'an FPN with norms, or of other levels'
     if network.test_cfg.mode != 'whole':
         yield f'test_cfg.mode={network.test_cfg.mode}'
-    if not (preprocessor.channel_conversion and preprocessor._enable_normalize):
+    if not (takes_rgb(preprocessor) and preprocessor._enable_normalize):
         yield 'images in BGR, or without normalisation'
     resizing = [step for step in _pipeline(cfg) if step['type'] not in LOADING]
     names = [step['type'] for step in resizing]

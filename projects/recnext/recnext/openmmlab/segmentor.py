@@ -152,6 +152,11 @@ def _conv_obstacles(module: nn.Module, size: int) -> Iterator[str]:
         yield f'a convolution with groups={conv.groups}, padding_mode={conv.padding_mode!r}'
 
 
+def takes_rgb(preprocessor: nn.Module) -> bool:
+    """Return whether OpenCV's BGR is turned into RGB; mmseg and its maintained fork name that differently."""
+    return any(preprocessor.__dict__.get(name) for name in ('channel_conversion', '_channel_conversion'))
+
+
 @MODELS.register_module()
 class FastEncoderDecoder(DeployableModel, EncoderDecoder):
     """An EncoderDecoder for any mmseg config: change ``model.type`` and nothing else.
