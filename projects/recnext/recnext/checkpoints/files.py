@@ -191,12 +191,7 @@ def _check_destination(path: str | Path) -> Path:
     return path
 
 
-def numbered_checkpoints(folder: str | Path) -> list[Path]:
-    """Return the files ``iter_N.pth`` or ``epoch_N.pth`` in a work dir, the highest N first."""
-    found = [(int(match[1]), path) for path in Path(folder).glob('*.pth') if (match := NUMBERED.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
 def find_newest_checkpoint(folder: str | Path) -> str | None:
-    """Return the numbered checkpoint of a work dir with the highest number; None if there is none."""
-    return next(map(str, numbered_checkpoints(folder)), None)
+    """Return the ``iter_N.pth`` or ``epoch_N.pth`` of a work dir with the highest number; None if there is none."""
+    found = [(int(match[1]), path) for path in Path(folder).glob('*.pth') if (match := NUMBERED.fullmatch(path.name))]
+    return str(max(found)[1]) if found else None

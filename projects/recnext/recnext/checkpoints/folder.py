@@ -63,10 +63,14 @@ class Description:
         """Return the description as JSON has it."""
         return json.loads(json.dumps(dict(schema=SCHEMA, version=VERSION, **asdict(self))))
 
+    def to_json(self) -> str:
+        """Return the text of ``config.json``."""
+        return f'{json.dumps(self.to_dict(), indent=1)}\n'
+
     def write(self, path: Path) -> None:
         """Write the description as JSON."""
         with atomic_write(path) as temporary:
-            temporary.write_text(f'{json.dumps(self.to_dict(), indent=1)}\n')
+            temporary.write_text(self.to_json())
 
     def build_on_meta(self) -> RecNeXtSegmentor:
         """Return the network in eval mode without values, on the ``meta`` device."""
@@ -214,9 +218,9 @@ def write_folder(folder: str | Path, description: Description, weights: Mapping[
     with atomic_write(folder / DESCRIPTION) as description_file, atomic_write(folder / WEIGHTS) as weights_file:
         write_safetensors(weights, weights_file, {})
         provenance = {**description.provenance, 'sha256': sha256_of(weights_file)}
-        content = replace(description, provenance=provenance).to_dict()
-        parse_description(content)
-        description_file.write_text(f'{json.dumps(content, indent=1)}\n')
+        described = replace(description, provenance=provenance)
+        parse_description(described.to_dict())
+        description_file.write_text(described.to_json())
 
 
 def pull_segmentor(address: str, with_weights: bool = True) -> Path:
